@@ -1,0 +1,348 @@
+"""Settings: frozen values that validate themselves, read from TOML, `SPEARPOOL_*` variables and flags.
+
+`load` merges defaults < file < environment < flags and returns `Settings`; every other part of the program is given its
+own section. A wrong key or value is a `ConfigError` with the dotted key, the value and what was expected.
+Durations are in seconds and sizes in bytes; fields that the seed names keep the seed's names, ours carry their unit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+from .packing import Section, UnpackError, from_plain
+
+__all__ = [
+    "ConnectionManagerConfig",
+    "MonitoringConfig",
+    "PoolConfig",
+    "ResourceLimits",
+    "SecurityConfig",
+    "Settings",
+    "Target",
+    "TargetKind",
+    "TaskConfig",
+    "load",
+]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+PORTS = range(9100, 10_000)
+"""Where a pool looks for a free port when none is given."""
+
+MAX_SLOTS = 128
+MAX_TASKS = 56
+
+
+def _expect(key: str, value: object, ok: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(key, value, expected)
+
+
+def _positive(section: str, values: object, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        _expect(".".join(filter(None, (section, name))), value, value > 0, "a number above 0")
+
+
+class TargetKind(Enum):
+    PYTHON = "python"
+    EXEC = "exec"
+    AGENT = "agent"
+
+
+class Target(Section, frozen=True, kw_only=True):
+    """What a task runs. `words` is `[module, attribute path]` for `python`, else the program and its arguments."""
+
+    kind: TargetKind
+    words: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, key: str = "target") -> Target:
+        expected = "python:package.module:function, exec:PROGRAM ARG… or agent:PROGRAM ARG…"
+        head, _, rest = text.partition(":")
+        try:
+            kind = TargetKind(head)
+            words = tuple(rest.split(":")) if kind is TargetKind.PYTHON else tuple(shlex.split(rest))
+        except ValueError:
+            raise ConfigError(key, text, expected) from None
+        identifiers = ".".join(words).split(".")
+        if kind is TargetKind.PYTHON and (len(words) != 2 or not all(name.isidentifier() for name in identifiers)):
+            raise ConfigError(key, text, expected)
+        if not words or not words[0] or any("\0" in word for word in words):
+            raise ConfigError(key, text, expected)
+        return cls(kind=kind, words=words)
+
+
+class PoolConfig(Section, frozen=True, kw_only=True):
+    """`port = 0` takes the first free one of 9100 … 9999; `max_workers = 0` means four times `workers`."""
+
+    name: str = "default"
+    host: str = "127.0.0.1"
+    port: int = 0
+    workers: int = 2
+    max_workers: int = 0
+    start_timeout_s: float = 30.0
+    stop_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _expect(
+            "pool.name", self.name, NAME.fullmatch(self.name), "1 to 63 letters, digits, dots, dashes or underscores"
+        )
+        _expect("pool.host", self.host, self.host != "", "an IP address")
+        _expect("pool.port", self.port, 0 <= self.port <= 65535, "0 to 65535")
+        _expect("pool.workers", self.workers, 1 <= self.workers <= MAX_SLOTS, f"1 to {MAX_SLOTS}")
+        _expect(
+            "pool.max_workers",
+            self.max_workers,
+            self.max_workers == 0 or self.workers <= self.max_workers <= MAX_SLOTS,
+            f"0, or from workers ({self.workers}) to {MAX_SLOTS}",
+        )
+        _positive("pool", self, "start_timeout_s", "stop_timeout_s")
+
+    @property
+    def slots(self) -> int:
+        """How many slots the segment has room for."""
+        return self.max_workers or min(MAX_SLOTS, 4 * self.workers)
+
+
+class ConnectionManagerConfig(Section, frozen=True, kw_only=True):
+    """The seed's `ConnectionManagerConfig`, per worker. `backlog` is the accept queue of one slot's listener."""
+
+    max_connections: int = 10_000
+    connection_timeout: float = 600.0
+    auth_timeout: float = 10.0
+    heartbeat_interval: float = 10.0
+    heartbeat_timeout: float = 30.0
+    max_message_size: int = 64 * 1024 * 1024
+    enable_monitoring: bool = True
+    backlog: int = 1024
+    max_queued_executions: int = 10_000
+    max_queued_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        _positive("connections", self, "connection_timeout", "auth_timeout", "heartbeat_interval", "heartbeat_timeout")
+        _positive("connections", self, "max_connections", "backlog", "max_queued_executions", "max_queued_bytes")
+        _expect(
+            "connections.heartbeat_timeout",
+            self.heartbeat_timeout,
+            self.heartbeat_timeout > self.heartbeat_interval,
+            f"more than heartbeat_interval ({self.heartbeat_interval})",
+        )
+        _expect(
+            "connections.max_message_size",
+            self.max_message_size,
+            64 * 1024 <= self.max_message_size < 2**32,
+            "65536 to 4294967295 bytes",
+        )
+
+
+class MonitoringConfig(Section, frozen=True, kw_only=True):
+    """The seed's `MonitoringConfig`. `metrics_buffer_size = 0` takes 16 384 records per ring, or what memory allows."""
+
+    enabled: bool = True
+    enable_connection_tracking: bool = True
+    enable_message_tracking: bool = True
+    enable_performance_tracking: bool = True
+    metrics_buffer_size: int = 0
+    shared_memory_dir: str = "/dev/shm"  # noqa: S108 - a memory filesystem is what is wanted here
+
+    def __post_init__(self) -> None:
+        size = self.metrics_buffer_size
+        _expect(
+            "monitoring.metrics_buffer_size",
+            size,
+            size == 0 or (64 <= size <= 2**24 and size & (size - 1) == 0),
+            "0, or a power of two from 64 to 16777216",
+        )
+
+
+class ResourceLimits(Section, frozen=True, kw_only=True):
+    """Limits of one instance; None leaves the kernel's own. In force before its program starts."""
+
+    memory_bytes: int | None = None
+    cpu_seconds: int | None = None
+    open_files: int | None = None
+    nice: int | None = None
+    cpu_affinity: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "cpu_seconds", "open_files"):
+            value = getattr(self, name)
+            _expect(f"limits.{name}", value, value is None or value > 0, "a number above 0")
+        _expect("limits.open_files", self.open_files, self.open_files is None or self.open_files >= 16, "16 or more")
+        _expect("limits.nice", self.nice, self.nice is None or -20 <= self.nice <= 19, "-20 to 19")
+        usable = os.sched_getaffinity(0)
+        _expect(
+            "limits.cpu_affinity",
+            self.cpu_affinity,
+            self.cpu_affinity is None or (self.cpu_affinity and usable.issuperset(self.cpu_affinity)),
+            f"a list of CPUs out of {sorted(usable)}",
+        )
+
+    def over(self, below: ResourceLimits) -> ResourceLimits:
+        """These limits where set, else those of `below`."""
+        pairs = {name: getattr(self, name) for name in self.__struct_fields__}
+        return ResourceLimits(**{k: getattr(below, k) if v is None else v for k, v in pairs.items()})
+
+
+class TaskConfig(Section, frozen=True, kw_only=True):
+    """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run."""
+
+    target: str
+    min_instances: int = 1
+    concurrency: int = 1
+    prefetch: int = 0
+    start_timeout_s: float = 10.0
+    stop_timeout_s: float = 5.0
+    environment: dict[str, str] = {}
+    working_dir: str | None = None
+    limits: ResourceLimits = ResourceLimits()
+
+    def __post_init__(self) -> None:
+        Target.parse(self.target)
+        _expect("min_instances", self.min_instances, 0 <= self.min_instances <= 1000, "0 to 1000")
+        _expect("concurrency", self.concurrency, 1 <= self.concurrency <= 1000, "1 to 1000")
+        _expect("prefetch", self.prefetch, 0 <= self.prefetch <= 1000, "0 to 1000")
+        _positive("", self, "start_timeout_s", "stop_timeout_s")
+        for name, value in self.environment.items():
+            _expect(
+                "environment", name, name and "=" not in name and "\0" not in name + value, "NAME = value without NUL"
+            )
+
+    @property
+    def parsed_target(self) -> Target:
+        return Target.parse(self.target)
+
+
+class SecurityConfig(Section, frozen=True, kw_only=True):
+    """`validator = "module:function"` is asked about tokens that are not spearpool's own."""
+
+    validator: str | None = None
+    token_ttl_s: float = 30 * 86_400.0
+
+    def __post_init__(self) -> None:
+        _expect(
+            "security.validator",
+            self.validator,
+            self.validator is None or re.fullmatch(r"[\w.]+:[\w.]+", self.validator),
+            "module:function",
+        )
+        _positive("security", self, "token_ttl_s")
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """The whole configuration of one pool."""
+
+    pool: PoolConfig = PoolConfig()
+    connections: ConnectionManagerConfig = ConnectionManagerConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    limits: ResourceLimits = ResourceLimits()
+    security: SecurityConfig = SecurityConfig()
+    tasks: dict[str, TaskConfig] = {}
+
+    def __post_init__(self) -> None:
+        _expect("tasks", len(self.tasks), len(self.tasks) <= MAX_TASKS, f"at most {MAX_TASKS} tasks")
+        for name in self.tasks:
+            _expect(f"tasks.{name}", name, NAME.fullmatch(name), "a name of letters, digits, dots, dashes, underscores")
+
+    def limits_of(self, task: str) -> ResourceLimits:
+        """The task's own limits over the pool's."""
+        return self.tasks[task].limits.over(self.limits)
+
+
+def load(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Read and check a configuration. `overrides` is a nested mapping like the file's, from flags.
+
+    A variable `SPEARPOOL_SECTION_KEY` sets `[section] key` (`SPEARPOOL_POOL_WORKERS=8`); its value is read as TOML
+    where that gives a value and as plain text otherwise. Raises `ConfigError`.
+    """
+    plain: dict[str, Any] = _read(path) if path is not None else {}
+    _merge(plain, _from_environ(environ or {}))
+    _merge(plain, overrides or {})
+    return _convert(plain)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--config", str(path), f"a readable file ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError("--config", str(path), "a UTF-8 text file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("--config", str(path), f"valid TOML ({error})") from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for section in ("pool", "connections", "monitoring", "limits", "security"):
+        head = f"SPEARPOOL_{section.upper()}_"
+        for name, text in environ.items():
+            if name.startswith(head):
+                try:
+                    value: Any = tomllib.loads(f"value = {text}")["value"]
+                except tomllib.TOMLDecodeError:
+                    value = text
+                plain.setdefault(section, {})[name[len(head) :].lower()] = value
+    return plain
+
+
+def _merge(into: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            inner = into.setdefault(key, {})
+            if isinstance(inner, dict):
+                _merge(inner, value)
+                continue
+        into[key] = value
+
+
+def _convert(plain: dict[str, Any]) -> Settings:
+    for name, task in _tables(plain, "tasks"):
+        try:
+            from_plain(task, TaskConfig)
+        except UnpackError as error:
+            raise _explain(error, task, f"tasks.{name}") from None
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{name}.{error.key}", error.value, error.expected) from None
+    try:
+        return from_plain(plain, Settings)
+    except UnpackError as error:
+        raise _explain(error, plain, "") from None
+
+
+def _tables(plain: dict[str, Any], key: str) -> list[tuple[str, Any]]:
+    tables = plain.get(key, {})
+    return list(tables.items()) if isinstance(tables, dict) else []
+
+
+def _explain(error: Exception, plain: Any, prefix: str) -> ConfigError:
+    """Turn msgspec's message (`Expected `int`, got `str` - at `$.pool.workers``) into key, value and expectation."""
+    if isinstance(error.__cause__, ConfigError):
+        cause = error.__cause__
+        return ConfigError(".".join(filter(None, (prefix, cause.key))), cause.value, cause.expected)
+    text, _, place = str(error).partition(" - at `$")
+    keys = [part for part in re.split(r"[.\[\]]+", place.rstrip("`")) if part and part != "..."]
+    unknown = re.search(r"unknown field `(.+?)`", text)
+    missing = re.search(r"missing required field `(.+?)`", text)
+    value: Any = plain
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else value
+    if unknown:
+        value = value.get(unknown[1]) if isinstance(value, dict) else value
+        return ConfigError(".".join(filter(None, [prefix, *keys, unknown[1]])), value, "a key that spearpool knows")
+    if missing:
+        return ConfigError(".".join(filter(None, [prefix, *keys, missing[1]])), None, "this key to be set")
+    expected = text.removeprefix("Expected ").replace("`", "").replace("object", "table")
+    return ConfigError(".".join(filter(None, [prefix, *keys])) or "configuration", value, expected)

@@ -1,0 +1,85 @@
+"""What it takes to start a process: the small interface between `ProcessRuntime` and the warden.
+
+`ProcessRuntime` fills in a `LaunchSpec` and hands it to a `Launcher`; the warden fulfils it (a test may use another).
+A launch is named by a number of the caller's choice; `Launched` or `LaunchFailed` answers it, `Exited` ends it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from spearpool.config import ResourceLimits
+from spearpool.packing import Record
+
+__all__ = ["Exited", "ForkSpec", "LaunchFailed", "LaunchSpec", "Launched", "Launcher", "ZygoteReady", "ZygoteSpec"]
+
+
+class LaunchSpec(Record, frozen=True):
+    """Execute a program: own session and process group, child subreaper, parent-death signal, limits, then exec."""
+
+    argv: list[str]
+    environ: dict[str, str]
+    working_dir: str
+    limits: ResourceLimits
+
+
+class ZygoteSpec(Record, frozen=True):
+    """Start a warmed interpreter for Python instances. `target` is `module:function`, or `""` for the exec runner."""
+
+    target: str
+    environ: dict[str, str]
+    working_dir: str
+
+
+class ForkSpec(Record, frozen=True):
+    """Fork an instance from the zygote `zygote`; `argv` is the program of the exec runner, else empty."""
+
+    zygote: int
+    argv: list[str]
+    environ: dict[str, str]
+    working_dir: str
+    limits: ResourceLimits
+
+
+class Launched(Record, frozen=True):
+    """The process exists. `start_ticks` with `pid` is its identity; comes with its pidfd."""
+
+    launch: int
+    pid: int
+    start_ticks: int
+
+
+class LaunchFailed(Record, frozen=True):
+    """There is no process; `reason` says why (an import error carries its traceback)."""
+
+    launch: int
+    reason: str
+
+
+class ZygoteReady(Record, frozen=True):
+    """The zygote has imported its target and can fork."""
+
+    launch: int
+
+
+class Exited(Record, frozen=True):
+    """The process was reaped: `code` if it exited, `signal` if it was killed (the other is None)."""
+
+    launch: int
+    pid: int
+    code: int | None
+    signal: int | None
+
+
+class Launcher(Protocol):
+    """What the warden does for `ProcessRuntime`. Output goes to the file behind `log_fd`, which stays the caller's."""
+
+    def launch(self, launch: int, spec: LaunchSpec | ZygoteSpec | ForkSpec, log_fd: int) -> None: ...
+
+    def signal_group(self, launch: int, signum: int) -> None:
+        """Send a signal to the process group of a launch; nothing happens when it is gone."""
+        ...
+
+    def kill_tree(self, launch: int) -> None:
+        """SIGKILL the process and all its descendants, daemonised ones included."""
+        ...

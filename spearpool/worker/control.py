@@ -1,0 +1,184 @@
+"""What supervisor and worker say to each other over the worker's control channel.
+
+The first record to a worker is always `Setup`. After that either side speaks when it has something to say; there are no
+replies to wait for except `ExternalRow`, which answers `ExternalAgent` by its `request`.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from spearpool.channel import Channel
+from spearpool.config import Settings
+from spearpool.packing import Packer, Record
+
+__all__ = [
+    "Claim",
+    "Disown",
+    "Drain",
+    "Drained",
+    "ExternalAgent",
+    "ExternalRow",
+    "FromWorker",
+    "Key",
+    "Leave",
+    "Link",
+    "Ready",
+    "Released",
+    "Revocations",
+    "RowCleared",
+    "Setup",
+    "SignalAgent",
+    "StartFailed",
+    "SupervisorEnd",
+    "TaskState",
+    "ToWorker",
+    "WorkerEnd",
+    "supervisor_end",
+    "worker_end",
+]
+
+
+class Key(Record, frozen=True):
+    """A key for tokens: `launch` keys live in memory only, `issue` keys in the state directory."""
+
+    key_id: str
+    secret: bytes
+
+
+class Setup(Record, frozen=True):
+    """First record; descriptors: the slot's listener, the segment."""
+
+    slot: int
+    seat: int
+    incarnation: int
+    epoch: int
+    settings: Settings
+    keys: list[Key]
+    revoked: list[str]
+
+
+class Link(Record, frozen=True):
+    """A link to a neighbour; descriptor: our end of the stream. An older link to that slot is over."""
+
+    slot: int
+    seat: int
+    incarnation: int
+
+
+class Disown(Record, frozen=True):
+    """A newer connection of this instance won: close this one."""
+
+    row: int
+    generation: int
+    connection: int
+
+
+class RowCleared(Record, frozen=True):
+    """The instance is gone or revoked: close what is left of it."""
+
+    row: int
+    generation: int
+
+
+class ExternalRow(Record, frozen=True):
+    """Answer to `ExternalAgent`; `generation` 0: refused."""
+
+    request: int
+    row: int
+    generation: int
+
+
+class SignalAgent(Record, frozen=True):
+    """Send this signal (`Terminate`, `Pause`, …, or a custom name) to the instance's agent."""
+
+    row: int
+    generation: int
+    signal: str
+
+
+class TaskState(Record, frozen=True):
+    """Whether a task can be served; `reason` is told to clients with 503 when not."""
+
+    task: str
+    available: bool
+    reason: str
+
+
+class Revocations(Record, frozen=True):
+    """The whole list of revoked token ids."""
+
+    revoked: list[str]
+
+
+class Drain(Record, frozen=True):
+    """Stop accepting, refuse new executions (503), finish those in flight for at most `deadline_s`, then `Drained`."""
+
+    deadline_s: float
+
+
+class Leave(Record, frozen=True):
+    """Close everything and exit 0."""
+
+
+class Ready(Record, frozen=True):
+    """The worker serves."""
+
+    pid: int
+
+
+class StartFailed(Record, frozen=True):
+    """The worker cannot serve and exits."""
+
+    reason: str
+
+
+class Claim(Record, frozen=True):
+    """An agent authenticated here. Times are monotonic ns."""
+
+    row: int
+    generation: int
+    connection: int
+    connected_ns: int
+    authenticated_ns: int
+
+
+class Released(Record, frozen=True):
+    """An agent's connection ended here."""
+
+    row: int
+    generation: int
+    connection: int
+    reason: str
+
+
+class ExternalAgent(Record, frozen=True):
+    """An agent with an issued token authenticated and needs a row."""
+
+    request: int
+    instance_id: str
+    task: str
+
+
+class Drained(Record, frozen=True):
+    """Nothing is in flight any more, or the deadline passed with `abandoned` executions."""
+
+    abandoned: int
+
+
+ToWorker = Setup | Link | Disown | RowCleared | ExternalRow | SignalAgent | TaskState | Revocations | Drain | Leave
+FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained
+
+_TO_WORKER: Packer[ToWorker] = Packer(ToWorker)
+_FROM_WORKER: Packer[FromWorker] = Packer(FromWorker)
+
+WorkerEnd = Channel[ToWorker, FromWorker]
+SupervisorEnd = Channel[FromWorker, ToWorker]
+
+
+def worker_end(sock: socket.socket) -> WorkerEnd:
+    return Channel(sock, _TO_WORKER, _FROM_WORKER)
+
+
+def supervisor_end(sock: socket.socket) -> SupervisorEnd:
+    return Channel(sock, _FROM_WORKER, _TO_WORKER)
