@@ -7,6 +7,7 @@ Durations are in seconds and sizes in bytes; fields that the seed names keep the
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -48,7 +49,7 @@ def _expect(key: str, value: object, ok: object, expected: str) -> None:
 def _positive(section: str, values: object, *names: str) -> None:
     for name in names:
         value = getattr(values, name)
-        _expect(".".join(filter(None, (section, name))), value, value > 0, "a number above 0")
+        _expect(".".join(filter(None, (section, name))), value, 0 < value < math.inf, "a finite number above 0")
 
 
 class TargetKind(Enum):
@@ -265,7 +266,7 @@ def load(
     """Read and check a configuration. `overrides` is a nested mapping like the file's, from flags.
 
     A variable `SPEARPOOL_SECTION_KEY` sets `[section] key` (`SPEARPOOL_POOL_WORKERS=8`); its value is read as TOML
-    where that gives a value and as plain text otherwise. Raises `ConfigError`.
+    where that gives a value, and as plain text otherwise and for keys that are text. Raises `ConfigError`.
     """
     plain: dict[str, Any] = _read(path) if path is not None else {}
     _merge(plain, _from_environ(environ or {}))
@@ -284,28 +285,44 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError("--config", str(path), f"valid TOML ({error})") from None
 
 
+_SECTIONS: dict[str, type[Section]] = {
+    "pool": PoolConfig,
+    "connections": ConnectionManagerConfig,
+    "monitoring": MonitoringConfig,
+    "limits": ResourceLimits,
+    "security": SecurityConfig,
+}
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for section in ("pool", "connections", "monitoring", "limits", "security"):
+    for section, kind in _SECTIONS.items():
         head = f"SPEARPOOL_{section.upper()}_"
         for name, text in environ.items():
             if name.startswith(head):
-                try:
-                    value: Any = tomllib.loads(f"value = {text}")["value"]
-                except tomllib.TOMLDecodeError:
-                    value = text
-                plain.setdefault(section, {})[name[len(head) :].lower()] = value
+                key = name[len(head) :].lower()
+                is_text = str(kind.__annotations__.get(key)).startswith("str")
+                plain.setdefault(section, {})[key] = text if is_text else _toml_value(text)
     return plain
+
+
+def _toml_value(text: str) -> Any:
+    """The TOML value that `text` is, or `text` itself."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if len(found) == 1 else text
 
 
 def _merge(into: dict[str, Any], over: Mapping[str, Any]) -> None:
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner = into.setdefault(key, {})
-            if isinstance(inner, dict):
+            if isinstance(inner, dict):  # else it is wrong, and stays to be reported
                 _merge(inner, value)
-                continue
-        into[key] = value
+        else:
+            into[key] = value
 
 
 def _convert(plain: dict[str, Any]) -> Settings:
@@ -334,11 +351,14 @@ def _explain(error: Exception, plain: Any, prefix: str) -> ConfigError:
         return ConfigError(".".join(filter(None, (prefix, cause.key))), cause.value, cause.expected)
     text, _, place = str(error).partition(" - at `$")
     keys = [part for part in re.split(r"[.\[\]]+", place.rstrip("`")) if part and part != "..."]
-    unknown = re.search(r"unknown field `(.+?)`", text)
+    unknown = re.search(r"unknown field `(.*?)`", text)
     missing = re.search(r"missing required field `(.+?)`", text)
     value: Any = plain
     for key in keys:
-        value = value.get(key) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal():
+            value = value[int(key)]
     if unknown:
         value = value.get(unknown[1]) if isinstance(value, dict) else value
         return ConfigError(".".join(filter(None, [prefix, *keys, unknown[1]])), value, "a key that spearpool knows")

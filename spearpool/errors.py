@@ -7,6 +7,7 @@ expected, what was found and what to do about it. Codes sent on the wire are in 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 __all__ = [
     "AuthenticationError",
@@ -54,7 +55,17 @@ class ErrorCode(IntEnum):
 
 
 class SpearpoolError(Exception):
-    """Root of all errors that spearpool raises on purpose."""
+    """Root of all errors that spearpool raises on purpose. They can be pickled, so that they pass through futures."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[SpearpoolError], args: tuple[object, ...], attributes: dict[str, object]) -> SpearpoolError:
+    """An error as it was, without its constructor: that one composes messages and takes more than `args`."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigError(SpearpoolError):

@@ -2,17 +2,23 @@
 
 Optional fields of the original format are written as `null` when absent; spearpool's own extensions default to `UNSET`
 and are then not written at all, so that a message without them is the original's, byte for byte.
+The annotations are the format: ranges of integers included, they are what a codec reads its rules from.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 __all__ = [
+    "I32",
     "PAYLOAD_TYPES",
+    "U8",
+    "U32",
+    "U64",
     "UNSET",
     "AuthRequest",
     "AuthResponse",
@@ -26,6 +32,7 @@ __all__ = [
     "Heartbeat",
     "HeartbeatStatus",
     "MessageType",
+    "Nanos",
     "Payload",
     "ResourceUsage",
     "Signal",
@@ -35,6 +42,15 @@ __all__ = [
     "Timestamp",
     "UnsetType",
 ]
+
+
+U8 = Annotated[int, msgspec.Meta(ge=0, le=2**8 - 1)]
+U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+U64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""msgspec cannot bound an integer above 2⁶³−1; codecs take the larger ones, up to 2⁶⁴−1, by their own check."""
+Nanos = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
+"""As written. Readers take any u32 and carry what is above into the seconds."""
 
 
 class MessageType(Enum):
@@ -49,6 +65,8 @@ class MessageType(Enum):
     ERROR = "Error"
     STREAM_DATA = "StreamData"
     CONNECTION_CLOSE = "ConnectionClose"
+
+    __hash__ = object.__hash__  # Enum's own is Python code; this one is looked up several times for each message
 
     @property
     def code(self) -> int:
@@ -76,6 +94,8 @@ class ExecutionStatus(Enum):
     FAILED = "Failed"
     CANCELLED = "Cancelled"
     TIMEOUT = "Timeout"
+
+    __hash__ = object.__hash__
 
     @property
     def final(self) -> bool:
@@ -112,8 +132,8 @@ class Custom(_Payload, frozen=True):
 class Timestamp(_Payload, frozen=True, forbid_unknown_fields=True):
     """Wall-clock time since 1970: u64 seconds and u32 nanoseconds."""
 
-    secs_since_epoch: int
-    nanos_since_epoch: int
+    secs_since_epoch: U64
+    nanos_since_epoch: Nanos
 
     @classmethod
     def from_ns(cls, ns: int) -> Timestamp:
@@ -147,23 +167,23 @@ class ExecuteRequest(_Payload, frozen=True):
     args: list[str]
     env: dict[str, str]
     working_dir: str | None = None
-    timeout: int | None = None
+    timeout: U64 | None = None
     mode: ExecutionMode = ExecutionMode.SYNC
     input_data: bytes | None = None
     execution_id: str | UnsetType = UNSET
     idempotency_key: str | UnsetType = UNSET
-    deadline_ms: int | UnsetType = UNSET
-    hops: int | UnsetType = UNSET
-    credit: int | UnsetType = UNSET
+    deadline_ms: U64 | UnsetType = UNSET
+    hops: U8 | UnsetType = UNSET
+    credit: U64 | UnsetType = UNSET
 
 
 class ResourceUsage(_Payload, frozen=True):
     cpu_percent: float | None = None
-    memory_bytes: int | None = None
-    disk_read_bytes: int | None = None
-    disk_write_bytes: int | None = None
-    network_rx_bytes: int | None = None
-    network_tx_bytes: int | None = None
+    memory_bytes: U64 | None = None
+    disk_read_bytes: U64 | None = None
+    disk_write_bytes: U64 | None = None
+    network_rx_bytes: U64 | None = None
+    network_tx_bytes: U64 | None = None
 
 
 class ExecuteResponse(_Payload, frozen=True):
@@ -173,12 +193,12 @@ class ExecuteResponse(_Payload, frozen=True):
     status: ExecutionStatus
     output: str | None = None
     error: str | None = None
-    exit_code: int | None = None
-    duration_ms: int | None = None
+    exit_code: I32 | None = None
+    duration_ms: U64 | None = None
     resource_usage: ResourceUsage | None = None
     execution_id: str | UnsetType = UNSET
     output_data: bytes | UnsetType = UNSET
-    error_code: int | UnsetType = UNSET
+    error_code: U32 | UnsetType = UNSET
 
 
 class Signal(_Payload, frozen=True):
@@ -190,25 +210,25 @@ class Signal(_Payload, frozen=True):
 
 class Heartbeat(_Payload, frozen=True):
     timestamp: Timestamp
-    sequence: int
+    sequence: U64
     status: HeartbeatStatus
 
 
 class ErrorMessage(_Payload, frozen=True):
     """The payload of an `Error` message; codes are `errors.ErrorCode`."""
 
-    error_code: int
+    error_code: U32
     message: str
     details: str | None = None
-    related_request_id: int | None = None
+    related_request_id: U64 | None = None
 
 
 class StreamData(_Payload, frozen=True):
     stream_id: str
     data: bytes
     is_last: bool
-    sequence: int
-    credit: int | UnsetType = UNSET
+    sequence: U64
+    credit: U64 | UnsetType = UNSET
 
 
 class ConnectionClose(_Payload, frozen=True):
@@ -246,7 +266,7 @@ class SpearMessage(msgspec.Struct, frozen=True):
     """The envelope. `payload` is the payload's own encoding, still packed; a codec turns it into a `Payload`."""
 
     message_type: MessageType
-    request_id: int
+    request_id: U64
     timestamp: Timestamp
     payload: bytes
-    version: int = 1
+    version: U8 = 1

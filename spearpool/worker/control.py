@@ -13,6 +13,7 @@ from spearpool.config import Settings
 from spearpool.packing import Packer, Record
 
 __all__ = [
+    "EXIT_CANNOT_START",
     "Claim",
     "Disown",
     "Drain",
@@ -37,6 +38,10 @@ __all__ = [
     "supervisor_end",
     "worker_end",
 ]
+
+
+EXIT_CANNOT_START = 78
+"""Exit code (EX_CONFIG) of a worker that cannot serve at all: while the pool starts, the start fails with it."""
 
 
 class Key(Record, frozen=True):

@@ -1,0 +1,106 @@
+"""Is what a task names there, and can it be run? Checked before a pool starts, and again before each launch.
+
+A program is looked up as the kernel and a shell would, in the PATH that it will get. A Python module is looked for
+*without importing it*: `importlib.util.find_spec("package.module")` would run the package's code, here in the
+supervisor. Whether the function exists inside the module shows when the zygote imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pkgutil
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from spearpool.config import Target, TargetKind, TaskConfig
+from spearpool.errors import ConfigError
+
+__all__ = ["ArtifactError", "check_target", "find_module", "find_program", "resolve_target"]
+
+
+class ArtifactError(Exception):
+    """What the task names cannot be run; the text says why."""
+
+
+def check_target(name: str, config: TaskConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise `ConfigError` when the task's program or module is not there. Imports and runs nothing."""
+    try:
+        resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
+    except ArtifactError as error:
+        raise ConfigError(f"tasks.{name}.target", config.target, f"something that can be run: {error}") from None
+
+
+def resolve_target(target: Target, environ: Mapping[str, str], working_dir: str | None) -> list[str]:
+    """The words to run: a program as an absolute path, with its arguments; a module and attribute as they are.
+
+    `environ` is what the instance will get, `working_dir` the task's own or None. Raises `ArtifactError`.
+    """
+    base = Path(working_dir) if working_dir is not None else Path.cwd()
+    if working_dir is not None and not base.is_dir():
+        raise ArtifactError(f"its working directory {working_dir} is not a directory")
+    if target.kind is TargetKind.PYTHON:
+        find_module(target.words[0], [str(base), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))])
+        return list(target.words)
+    program, *arguments = target.words
+    return [str(find_program(program, environ.get("PATH", os.defpath), base)), *arguments]
+
+
+def find_program(program: str, path: str, base: Path) -> Path:
+    """The executable file: looked up in `path`, or relative to `base` when `program` has a slash."""
+    if "/" not in program:
+        found = shutil.which(program, path=path)
+        if found is None:
+            raise ArtifactError(f"program {program!r} is not in PATH ({path})")
+        return Path(found).absolute()
+    file = base / program
+    if not file.exists():
+        raise ArtifactError(f"program {file} does not exist")
+    if not file.is_file() or not os.access(file, os.X_OK):
+        raise ArtifactError(f"{file} is not an executable file (chmod +x?)")
+    return file
+
+
+def find_module(module: str, path: Sequence[str] = ()) -> None:
+    """Raise `ArtifactError` when there is no such module in `path` or where Python itself looks."""
+    top, *rest = module.split(".")
+    found = top
+    locations = _find(top, [*path, *sys.path])
+    if locations is None:
+        locations = _find_elsewhere(top)
+    for name in rest:
+        if locations is None:
+            break
+        if not locations:
+            raise ArtifactError(f"{found!r} is a module, not a package: there is no {module!r}")
+        found = f"{found}.{name}"
+        locations = _find(found, locations)
+    if locations is None:
+        raise ArtifactError(f"there is no Python module {found!r}; is its directory in PYTHONPATH?")
+
+
+def _find(name: str, path: Sequence[str]) -> list[str] | None:
+    """Where the submodules of `name` are, `[]` when it is no package, None when it is not in `path`.
+
+    `PathFinder.find_spec` would do, but it cannot look into a namespace package that is not imported.
+    """
+    portions: list[str] = []
+    for location in path:
+        finder = pkgutil.get_importer(location)
+        spec = finder.find_spec(name) if finder is not None else None
+        if spec is not None:
+            if spec.loader is not None:
+                return list(spec.submodule_search_locations or ())
+            portions += spec.submodule_search_locations or ()  # one of a namespace's directories
+    return portions or None
+
+
+def _find_elsewhere(top: str) -> list[str] | None:
+    """Built-in and frozen modules, and what editable installs hook in."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # ValueError: `__main__`, or a module that a program put into sys.modules
+        return None
+    return None if spec is None else list(spec.submodule_search_locations or ())

@@ -1,0 +1,59 @@
+"""One instance as `ProcessRuntime` holds it, and as others see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spearpool.config import ResourceLimits, TaskConfig
+from spearpool.processes import ProcessIdentity
+from spearpool.protocol.identifiers import InstanceId
+
+from .lifecycle import Lifecycle, Phase
+from .limits import LimitWatch
+from .logs import InstanceLog
+
+__all__ = ["Instance", "InstanceView"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance as `status` shows it; `state` is `starting`, `ready` or `stopping`."""
+
+    id: InstanceId
+    name: str
+    task: str
+    pid: int | None
+    state: str
+    phase: Phase
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One instance, from its row to its end."""
+
+    id: InstanceId
+    name: str
+    task: str
+    config: TaskConfig
+    limits: ResourceLimits
+    lifecycle: Lifecycle
+    log: InstanceLog
+    launch: int
+    directory: Path | None = None  # private, removed at the end
+    identity: ProcessIdentity | None = None
+    watch: LimitWatch | None = None
+
+    @property
+    def was_ready(self) -> bool:
+        return self.lifecycle.ready_at is not None
+
+    def view(self) -> InstanceView:
+        pid = None if self.identity is None else self.identity.pid
+        return InstanceView(self.id, self.name, self.task, pid, self.state, self.lifecycle.phase)
+
+    @property
+    def state(self) -> str:
+        if self.lifecycle.phase is Phase.READY:
+            return "ready"
+        return "stopping" if self.lifecycle.stopping else "starting"

@@ -1,0 +1,369 @@
+"""`ProcessRuntime` turns a task into running instances, watches them, and ends them.
+
+`create_instance` follows the flow that the seed fixes, each step visible and each failure named by its step:
+
+    resources reserved → artifact checked → working directory → environment → launch → connected → authenticated → ready
+
+The first five are done when it returns; the process itself is started by the `Launcher` (the warden), and what became
+of it comes back through `handle`. That the instance connected and authenticated is told by the worker it dialled
+(`claimed`). Every stage is timed into the instance's row of the instances table, whose being *alive* is what makes the
+instance's secret valid. Deadlines are the business of `lifecycle`; `tick` has them obeyed. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import assert_never
+
+from spearpool.config import ResourceLimits, TargetKind, TaskConfig
+from spearpool.errors import InstanceStartError, SegmentError
+from spearpool.metrics.instances_table import InstancesTable
+from spearpool.metrics.layout import InstanceStage
+from spearpool.processes import ProcessIdentity
+from spearpool.protocol.identifiers import InstanceId
+
+from .artifact import ArtifactError, resolve_target
+from .instance import Instance, InstanceView
+from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
+from .lifecycle import Lifecycle, Order, describe_exit
+from .limits import LimitWatch, Usage
+from .logs import prune_logs
+from .surroundings import Surroundings, remove_tree
+from .zygotes import Zygote, Zygotes
+
+__all__ = ["Instance", "InstanceView", "ProcessRuntime"]
+
+_REASON_CHARS = 2000
+_RUNNER = ""
+"""Key and target of the zygote that the instances of all `exec:` tasks are forked from."""
+
+
+class ProcessRuntime:
+    """The instances of a pool. `now` is always read from `clock_ns` (monotonic).
+
+    `token_for(id, name)` makes an instance's secret. `tell_agent(id, signal)` has the worker that owns its connection
+    send a `Signal`; False when no worker does. `on_ready(instance)` is called once, `on_end(instance, reason, failed)`
+    when the instance is gone; `failed` says that it ended unasked before it was ready or soon after. All of them may
+    call `create_instance`.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        table: InstancesTable,
+        surroundings: Surroundings,
+        *,
+        task_index: Callable[[str], int],
+        token_for: Callable[[InstanceId, str], str],
+        tell_agent: Callable[[InstanceId, str], bool],
+        on_ready: Callable[[Instance], None],
+        on_end: Callable[[Instance, str, bool], None],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._launcher = launcher
+        self._table = table
+        self._surroundings = surroundings
+        self._task_index = task_index
+        self._token_for = token_for
+        self._tell_agent = tell_agent
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._clock_ns = clock_ns
+        self._next_launch: Callable[[], int] = itertools.count(1).__next__
+        self._zygotes = Zygotes(launcher, self._next_launch)
+        self._instances: dict[int, Instance] = {}  # by launch
+        self._by_row: dict[int, Instance] = {}
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    def create_instance(self, task: str, config: TaskConfig, limits: ResourceLimits) -> Instance:
+        """Start one instance of a task. Raises `InstanceStartError` when it cannot even be launched.
+
+        What happens after the launch is told by `on_ready` and `on_end`.
+        """
+        instance = self._reserve(task, config, limits)
+        with self._step(instance, "artifact"):
+            environ = self._surroundings.common_environment(config.environment)
+            argv = resolve_target(config.parsed_target, environ, config.working_dir)
+        with self._step(instance, "working directory"):
+            working_dir = self._enter(instance)
+        with self._step(instance, "environment"):
+            secret = self._token_for(instance.id, instance.name)
+            environ = self._surroundings.environment(instance.name, secret, task, config)
+        with self._step(instance, "launch"):
+            self._launch(instance, LaunchSpec(argv, environ, working_dir, limits))
+        return instance
+
+    def _reserve(self, task: str, config: TaskConfig, limits: ResourceLimits) -> Instance:
+        """Resources: a row, which makes the instance's secret valid, and a place for its log."""
+        try:
+            row = self._table.open_row(self._task_index(task))
+        except SegmentError as error:
+            raise InstanceStartError(str(error), instance_id="", task=task, stage="resources") from None
+        self._mark(row, InstanceStage.REQUESTED)
+        name = row.name(task)
+        lifecycle = Lifecycle(config, self._now_s())
+        log = self._surroundings.log(name)
+        instance = Instance(row, name, task, config, limits, lifecycle, log, self._next_launch())
+        self._instances[instance.launch] = instance
+        self._by_row[row.row] = instance
+        return instance
+
+    def _enter(self, instance: Instance) -> str:
+        if instance.config.working_dir is not None:
+            return instance.config.working_dir
+        instance.directory = self._surroundings.private_directory(instance.name)
+        return str(instance.directory)
+
+    def _launch(self, instance: Instance, spec: LaunchSpec) -> None:
+        """Directly, or by a fork of its zygote as soon as that is ready."""
+        kind = instance.config.parsed_target.kind
+        if kind is TargetKind.AGENT:
+            self._start(instance, spec)
+            return
+        zygote = self._zygote_for(instance, kind, spec)
+        if zygote.ready:
+            self._fork(zygote, instance, spec)
+        else:
+            zygote.waiting[instance.launch] = spec
+
+    def _zygote_for(self, instance: Instance, kind: TargetKind, spec: LaunchSpec) -> Zygote:
+        surroundings = self._surroundings
+        if kind is TargetKind.EXEC:
+            surroundings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            runner = ZygoteSpec(_RUNNER, surroundings.common_environment({}), str(surroundings.work_dir))
+            return self._zygotes.get(_RUNNER, runner, surroundings.log("_runner"))
+        config = instance.config
+        imports = ZygoteSpec(
+            ":".join(spec.argv),
+            surroundings.common_environment(config.environment),
+            config.working_dir or str(Path.cwd()),  # where the task's module may be
+        )
+        return self._zygotes.get(instance.task, imports, surroundings.log(f"{instance.task}-zygote"))
+
+    def _fork(self, zygote: Zygote, instance: Instance, spec: LaunchSpec) -> None:
+        argv = spec.argv if zygote.key == _RUNNER else []
+        self._start(instance, ForkSpec(zygote.launch, argv, spec.environ, spec.working_dir, spec.limits))
+
+    def _start(self, instance: Instance, spec: LaunchSpec | ForkSpec) -> None:
+        instance.lifecycle.launching()
+        log_fd = instance.log.open()
+        try:
+            self._launcher.launch(instance.launch, spec, log_fd)
+        finally:
+            os.close(log_fd)
+
+    @contextmanager
+    def _step(self, instance: Instance, stage: str) -> Iterator[None]:
+        """Undo everything when this step of the start fails, and say which it was."""
+        try:
+            yield
+        except (ArtifactError, OSError, ValueError) as error:  # ValueError: a spec that fits no control record
+            self._discard(instance)
+            raise InstanceStartError(
+                f"instance {instance.name}: {stage}: {error}",
+                instance_id=instance.name,
+                task=instance.task,
+                stage=stage,
+            ) from None
+
+    # --- what the launcher reports ------------------------------------------------------------------------------------
+
+    def handle(self, record: Launched | LaunchFailed | ZygoteReady | Exited) -> None:
+        """What became of a launch. Those of others are ignored."""
+        zygote = self._zygotes.find(record.launch)
+        if zygote is not None:
+            self._hear_of_zygote(zygote, record)
+            return
+        instance = self._instances.get(record.launch)
+        if instance is None:
+            return
+        match record:
+            case Launched():
+                self._launched(instance, ProcessIdentity(record.pid, record.start_ticks))
+            case LaunchFailed():
+                self._end(instance, instance.lifecycle.explain_no_process(_shorten(record.reason)))
+            case Exited():
+                breach = instance.watch.ended(record.signal) if instance.watch is not None else None
+                end = describe_exit(record.code, record.signal) + (f" ({breach})" if breach else "")
+                self._end(instance, instance.lifecycle.explain(end, self._now_s()))
+            case ZygoteReady():
+                raise AssertionError("an instance is no zygote")
+            case _:
+                assert_never(record)
+
+    def _hear_of_zygote(
+        self,
+        zygote: Zygote,
+        record: Launched | LaunchFailed | ZygoteReady | Exited,
+    ) -> None:
+        match record:
+            case Launched():
+                pass
+            case ZygoteReady():
+                zygote.ready = True
+                waiting, zygote.waiting = zygote.waiting, {}
+                for launch, spec in waiting.items():
+                    self._fork_late(zygote, self._instances[launch], spec)
+            case LaunchFailed():
+                self._bury(zygote, record.reason)
+            case Exited():
+                self._bury(zygote, f"its zygote {describe_exit(record.code, record.signal)}")
+            case _:
+                assert_never(record)
+
+    def _fork_late(self, zygote: Zygote, instance: Instance, spec: LaunchSpec) -> None:
+        try:
+            self._fork(zygote, instance, spec)
+        except (OSError, ValueError) as error:
+            self._end(instance, instance.lifecycle.explain_no_process(str(error)))
+
+    def _bury(self, zygote: Zygote, reason: str) -> None:
+        """A zygote is gone, and with it the hopes of those that wait for it."""
+        self._zygotes.remove(zygote)
+        for launch in list(zygote.waiting):
+            instance = self._instances[launch]
+            self._end(instance, instance.lifecycle.explain_no_process(_shorten(reason)))
+
+    def _launched(self, instance: Instance, identity: ProcessIdentity) -> None:
+        row = instance.id.row
+        instance.identity = identity
+        instance.lifecycle.launched()
+        self._table.set_process(row, identity.pid, identity.start_ticks)
+        self._mark(instance.id, InstanceStage.SPAWNED)
+        instance.watch = LimitWatch(identity, instance.limits)
+        for limit in instance.watch.limits():
+            self._table.set_limit(row, limit.index, limit.value, limit.level)
+
+    # --- what the workers report --------------------------------------------------------------------------------------
+
+    def claimed(self, instance: InstanceId, connected_ns: int, authenticated_ns: int) -> None:
+        """Its agent has authenticated at a worker (times: monotonic ns)."""
+        found = self.find(instance)
+        if found is None or not found.lifecycle.claimed(self._now_s()):
+            return
+        self._table.mark(instance.row, InstanceStage.CONNECTED, connected_ns)
+        self._table.mark(instance.row, InstanceStage.AUTHENTICATED, authenticated_ns)
+        self._mark(instance, InstanceStage.READY)
+        self._on_ready(found)
+
+    def released(self, instance: InstanceId) -> None:
+        """Its agent has no connection any more, and is expected to come back."""
+        found = self.find(instance)
+        if found is not None:
+            found.lifecycle.released(self._now_s())
+
+    # --- stopping -----------------------------------------------------------------------------------------------------
+
+    def stop_instance(self, instance: Instance) -> None:
+        """End an instance: its agent is asked, then its process group gets SIGTERM, then its whole tree SIGKILL."""
+        self._obey(instance, instance.lifecycle.stop(self._now_s()))
+
+    def stop_all(self) -> None:
+        """End all instances and zygotes; they are gone when `all_gone`."""
+        for instance in list(self._instances.values()):
+            self.stop_instance(instance)
+        self._zygotes.kill_all()
+
+    @property
+    def all_gone(self) -> bool:
+        return not self._instances and not len(self._zygotes)
+
+    def tick(self) -> None:
+        """Have deadlines obeyed that have passed."""
+        now = self._now_s()
+        for instance in list(self._instances.values()):
+            if instance.launch in self._instances:  # not gone along with another one just now
+                self._obey(instance, instance.lifecycle.expire(now))
+
+    def next_deadline(self) -> float:
+        """Monotonic seconds at which `tick` has something to do; infinity when nothing is awaited."""
+        return min((instance.lifecycle.deadline for instance in self._instances.values()), default=math.inf)
+
+    def _obey(self, instance: Instance, order: Order | None) -> None:
+        match order:
+            case None:
+                pass
+            case Order.ABANDON:
+                self._abandon(instance)
+            case Order.ASK:
+                if not self._tell_agent(instance.id, "Terminate"):
+                    self._obey(instance, instance.lifecycle.hurry(self._now_s()))
+            case Order.TERMINATE:
+                self._launcher.signal_group(instance.launch, signal.SIGTERM)
+            case Order.KILL:
+                self._launcher.kill_tree(instance.launch)
+            case _:
+                assert_never(order)
+
+    def _abandon(self, instance: Instance) -> None:
+        """Stop waiting for a zygote; one that did not get ready in all that time hangs, and takes the others along."""
+        zygote = self._zygotes.awaited_by(instance.launch)
+        assert zygote is not None
+        if instance.lifecycle.stop_wanted:
+            del zygote.waiting[instance.launch]
+            self._end(instance, instance.lifecycle.explain_no_process(""))
+        else:
+            self._launcher.kill_tree(zygote.launch)
+            self._bury(zygote, "the import of its code takes too long")
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _end(self, instance: Instance, reason: str) -> None:
+        """It is gone: its secret is void, its directory removed, its end told with the last lines of its log."""
+        failed = instance.lifecycle.failed(self._now_s())
+        if instance.watch is not None:
+            self._publish(instance, instance.watch.final())
+        self._discard(instance)
+        prune_logs(self._surroundings.log_dir, instance.task, {other.name for other in self._instances.values()})
+        if not instance.lifecycle.stop_wanted and (tail := instance.log.tail()):
+            reason = f"{reason}; its log ends:\n{tail}"
+        self._on_end(instance, reason, failed)
+
+    def _discard(self, instance: Instance) -> None:
+        self._mark(instance.id, InstanceStage.STOPPED)
+        self._table.close_row(instance.id.row)
+        del self._instances[instance.launch]
+        del self._by_row[instance.id.row]
+        if instance.directory is not None:
+            remove_tree(instance.directory)
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def sample_usage(self) -> None:
+        """Publish what each instance uses of its limits, and rotate logs that have grown. For about once a second."""
+        for instance in self._instances.values():
+            instance.log.rotate()
+            if instance.watch is not None:
+                self._publish(instance, instance.watch.sample())
+
+    def snapshot(self) -> list[InstanceView]:
+        """The living ones, in the order of their requests."""
+        return [instance.view() for instance in self._instances.values()]
+
+    def find(self, instance: InstanceId) -> Instance | None:
+        """The living instance of that row and generation."""
+        found = self._by_row.get(instance.row)
+        return found if found is not None and found.id == instance else None
+
+    def _publish(self, instance: Instance, usages: Iterable[Usage]) -> None:
+        for usage in usages:
+            self._table.set_usage(instance.id.row, usage.index, usage.usage, usage.breaches)
+
+    def _mark(self, instance: InstanceId, stage: InstanceStage) -> None:
+        self._table.mark(instance.row, stage, self._clock_ns())
+
+    def _now_s(self) -> float:
+        return self._clock_ns() / 1e9
+
+
+def _shorten(reason: str) -> str:
+    """The end of a long reason: of a traceback, the part that says what is wrong."""
+    return reason if len(reason) <= _REASON_CHARS else f"…{reason[-_REASON_CHARS:]}"

@@ -1,0 +1,95 @@
+"""What an instance finds around itself: a clean environment, a private working directory, a log.
+
+The environment is built from an allow-list, never copied: what the supervisor's own environment holds (credentials,
+above all) is no business of a task's. On top of it come the task's own variables, then the `SPEAR_*` ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from spearpool.config import TaskConfig
+from spearpool.protocol.environment import InstanceEnvironment
+
+from .logs import InstanceLog
+
+__all__ = ["Surroundings", "remove_tree"]
+
+_INHERITED = frozenset(
+    {
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "LOGNAME",
+        "PATH",
+        "PYTHONPATH",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "VIRTUAL_ENV",
+    }
+)
+_INHERITED_PREFIX = "LC_"
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The same for all instances of a pool: where they dial, and where their directories and logs are made."""
+
+    host: str
+    port: int
+    work_dir: Path
+    log_dir: Path
+    environ: Mapping[str, str]
+
+    def common_environment(self, own: Mapping[str, str]) -> dict[str, str]:
+        """What is inherited, and a task's own variables over it."""
+        inherited = {
+            name: value
+            for name, value in self.environ.items()
+            if name in _INHERITED or name.startswith(_INHERITED_PREFIX)
+        }
+        return {"PATH": os.defpath, **inherited, **own}
+
+    def environment(self, name: str, secret: str, task: str, config: TaskConfig) -> dict[str, str]:
+        """The whole environment of the instance `name`."""
+        spear = InstanceEnvironment(
+            port=self.port,
+            instance_id=name,
+            secret=secret,
+            host=_WILDCARDS.get(self.host, self.host),
+            task=task,
+            concurrency=config.concurrency,
+        )
+        return {**self.common_environment(config.environment), **spear.to_environ()}
+
+    def private_directory(self, name: str) -> Path:
+        """A new, empty directory for the instance `name` alone, mode 0700. Raises OSError."""
+        self.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.work_dir / name
+        remove_tree(path)
+        path.mkdir(mode=0o700)
+        return path
+
+    def log(self, name: str) -> InstanceLog:
+        return InstanceLog(self.log_dir, name)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, also where its owner locked himself out; what stays, stays."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        with suppress(OSError):
+            path.chmod(0o700)
+            for folder, names, _ in os.walk(path):
+                for name in names:
+                    if not Path(folder, name).is_symlink():
+                        Path(folder, name).chmod(0o700)
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,242 @@
+"""The names of everything that is counted, recorded and told, each in one table; a name's place is its number.
+
+Only `layout`, which says where they lie, imports this module; everybody else finds the names there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from spearpool.errors import ErrorCode
+from spearpool.protocol.events import CloseReason
+from spearpool.protocol.messages import MessageType
+
+__all__ = [
+    "AGENT_FIELDS",
+    "BOARD",
+    "CLOSED",
+    "CLOSE_REASONS",
+    "COUNTER",
+    "COUNTERS",
+    "DIRECTIONS",
+    "FINAL_STAGES",
+    "GAUGE",
+    "GAUGES",
+    "HISTOGRAM",
+    "HISTOGRAMS",
+    "LIMITS",
+    "LIMIT_FIELDS",
+    "LIVENESS",
+    "NAME_BYTES",
+    "NAME_TABLE_HEAD",
+    "NO_MESSAGE_TYPE",
+    "NO_TASK",
+    "OTHER",
+    "RECORD_BYTES",
+    "RECORD_FIELDS",
+    "RECORD_FORMAT",
+    "RING_RECORDS",
+    "ROW_FIELDS",
+    "ROW_LABEL_WORD",
+    "ROW_LIMITS_WORD",
+    "ROW_WORDS",
+    "TASK_COUNTERS",
+    "TASK_HISTOGRAM",
+    "TASK_HISTOGRAMS",
+    "TASK_WORDS",
+    "EventKind",
+    "ExecutionStage",
+    "InstanceStage",
+    "LimitLevel",
+    "SeatState",
+    "WorkerStage",
+]
+
+OTHER = "other"
+
+
+class SeatState(IntEnum):
+    EMPTY = 0
+    STARTING = 1
+    READY = 2
+    LEAVING = 3
+    GONE = 4
+
+
+class ExecutionStage(IntEnum):
+    """What happened to an execution; the origin worker alone counts. Each stage is a counter of the task's block."""
+
+    RECEIVED = 0
+    QUEUED = 1
+    DISPATCHED = 2  # to a local agent; its duration is the time since it was received
+    FORWARDED = 3  # to a neighbour
+    COMPLETED = 4
+    FAILED = 5
+    CANCELLED = 6
+    TIMEOUT = 7
+    LOST = 8  # outcome unknown
+    REFUSED = 9  # answered with an Error
+
+
+FINAL_STAGES = frozenset(stage for stage in ExecutionStage if stage >= ExecutionStage.COMPLETED)
+"""Every received execution ends in exactly one of these."""
+
+
+class InstanceStage(IntEnum):
+    """How far an instance has come; each has a time in its row."""
+
+    REQUESTED = 0
+    SPAWNED = 1
+    CONNECTED = 2
+    AUTHENTICATED = 3
+    READY = 4
+    STOPPED = 5
+
+
+class WorkerStage(IntEnum):
+    SPAWNED = 0
+    READY = 1
+    DRAINING = 2
+    EXITED = 3
+    KILLED = 4
+
+
+class EventKind(IntEnum):
+    """What a record is about. `EXECUTION + stage`, `INSTANCE + stage` and `WORKER + stage` are the other kinds."""
+
+    TORN = 0  # was in the hands of a writer that died; carries nothing
+    CONNECTED = 1
+    AUTHENTICATED = 2
+    AUTHENTICATION_FAILED = 3
+    DISCONNECTED = 4
+    MESSAGE_RECEIVED = 5
+    MESSAGE_SENT = 6
+    HEARTBEAT_TIMEOUT = 7
+    ERROR = 8
+    EXECUTION_RECEIVED = 16
+    EXECUTION_QUEUED = 17
+    EXECUTION_DISPATCHED = 18
+    EXECUTION_FORWARDED = 19
+    EXECUTION_COMPLETED = 20
+    EXECUTION_FAILED = 21
+    EXECUTION_CANCELLED = 22
+    EXECUTION_TIMEOUT = 23
+    EXECUTION_LOST = 24
+    EXECUTION_REFUSED = 25
+    INSTANCE_REQUESTED = 32
+    INSTANCE_SPAWNED = 33
+    INSTANCE_CONNECTED = 34
+    INSTANCE_AUTHENTICATED = 35
+    INSTANCE_READY = 36
+    INSTANCE_STOPPED = 37
+    WORKER_SPAWNED = 48
+    WORKER_READY = 49
+    WORKER_DRAINING = 50
+    WORKER_EXITED = 51
+    WORKER_KILLED = 52
+
+
+class LimitLevel(IntEnum):
+    NONE = 0
+    ENFORCED = 1  # by the kernel
+    WATCHED = 2  # sampled by the supervisor
+
+
+CLOSE_REASONS: tuple[CloseReason, ...] = tuple(CloseReason)
+"""A `disconnected` record's `code` is an index into this."""
+
+DIRECTIONS = ("", "incoming", "outgoing")
+"""A record's `direction` is an index into this."""
+
+COUNTERS: tuple[str, ...] = (
+    "ring_records",
+    "connections_opened",
+    *(f"connections_closed_{reason.value}" for reason in CLOSE_REASONS),
+    "authenticated",
+    "auth_failed",
+    *(f"messages_in_{kind.name.lower()}" for kind in MessageType),
+    *(f"messages_out_{kind.name.lower()}" for kind in MessageType),
+    "bytes_in",
+    "bytes_out",
+    "heartbeat_timeouts",
+    *(f"errors_{code.value}" for code in ErrorCode),
+    "errors_other",
+    "recording_errors",
+)
+"""Counters of a seat; they only grow, whoever sits there. `ring_records` is the tail of the seat's ring."""
+
+GAUGES: tuple[str, ...] = ("authenticated_now", "queue_bytes")
+TASK_COUNTERS: tuple[str, ...] = tuple(stage.name.lower() for stage in ExecutionStage)
+HISTOGRAMS: tuple[str, ...] = (
+    "connection_lifetime_ns",
+    "auth_duration_ns",
+    "message_size_bytes",
+    "message_processing_ns",
+    "event_loop_lag_ns",
+    "instance_start_ns",
+)
+TASK_HISTOGRAMS: tuple[str, ...] = ("execution_duration_ns", "execution_queue_ns")
+BOARD: tuple[str, ...] = ("free", "queued")
+LIVENESS: tuple[str, ...] = ("heartbeat_ns", "state", "incarnation", "pid", "occupied_ns")
+AGENT_FIELDS: tuple[str, ...] = ("generation", "connections", "in_flight")
+
+LIMITS: tuple[str, ...] = ("memory_bytes", "cpu_seconds", "open_files", "nice", "cpu_affinity")
+"""Limits of an instance in the order of their places in its row; `cpu_affinity` is told as a number of CPUs."""
+
+LIMIT_FIELDS: tuple[str, ...] = ("level", "value", "usage", "breaches")
+ROW_FIELDS: tuple[str, ...] = (
+    "generation",
+    "alive",
+    "external",
+    "task",
+    "owner",
+    "pid",
+    "start_ticks",
+    "restarts",
+    *(f"{stage.name.lower()}_ns" for stage in InstanceStage),
+)
+
+RECORD_FIELDS: tuple[tuple[str, str, str], ...] = (
+    ("sequence", "Q", "<u8"),  # position in the ring since the segment was made
+    ("time_ns", "q", "<i8"),  # wall clock
+    ("connection", "Q", "<u8"),  # ConnectionId.pack()
+    ("instance", "Q", "<u8"),  # InstanceId.pack(), 0: none
+    ("duration_ns", "Q", "<u8"),
+    ("size", "I", "<u4"),  # bytes of the message
+    ("name", "I", "<u4"),  # place in the seat's name table, 0: none
+    ("code", "H", "<u2"),  # close reason, wire error code, exit code
+    ("task", "H", "<u2"),  # task column, NO_TASK: none
+    ("kind", "B", "|u1"),
+    ("message_type", "B", "|u1"),  # MessageType.code, NO_MESSAGE_TYPE: none
+    ("direction", "B", "|u1"),
+    ("flags", "B", "|u1"),  # 1: the connection was authenticated
+    ("check", "Q", "<u8"),  # xor of the seven words before it when the layout is `sealed`, else 0
+)
+RECORD_FORMAT = "<" + "".join(code for _, code, _ in RECORD_FIELDS)
+RECORD_BYTES = 64
+RING_RECORDS = (64, 2**24)
+"""Fewest and most records of a ring."""
+
+NO_TASK = 0xFFFF
+NO_MESSAGE_TYPE = 0xFF
+
+NAME_BYTES = 64
+NAME_TABLE_HEAD: tuple[str, ...] = ("used", "refused")
+TASK_WORDS = 16
+LIMIT_SLOTS = 8
+ROW_WORDS = 64
+ROW_LIMITS_WORD = 16
+ROW_LABEL_WORD = ROW_LIMITS_WORD + LIMIT_SLOTS * len(LIMIT_FIELDS)
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(names)}
+
+
+COUNTER = _places(COUNTERS)
+GAUGE = _places(GAUGES)
+HISTOGRAM = _places(HISTOGRAMS)
+TASK_HISTOGRAM = _places(TASK_HISTOGRAMS)
+CLOSED: tuple[int, ...] = tuple(COUNTER[f"connections_closed_{reason.value}"] for reason in CLOSE_REASONS)
+"""Places of the `connections_closed_…` counters."""

@@ -1,0 +1,59 @@
+"""From a checked configuration to a running pool: what `spearpool start` calls.
+
+The order matters. Programs are looked for before anything exists. The warden is forked before anything heavy is
+imported and before there is any socket, lock or key that its children could inherit. Only then comes the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spearpool import log
+from spearpool.config import Settings
+from spearpool.instances.artifact import check_target
+from spearpool.processes import become_subreaper
+from spearpool.runtime_dir import RuntimeDir, StateDir
+
+from .warden import Warden
+
+__all__ = ["run"]
+
+
+def run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    state_dir: Path | None,
+    announce: Callable[[dict[str, Any]], None],
+    lifeline_fd: int | None = None,
+) -> None:
+    """Run a pool until it is told to stop; returns when nothing of it is left.
+
+    `announce` is called once, with the values of the ready line. `lifeline_fd`: end of file on it stops the pool.
+    Raises `ConfigError` before anything is forked, `PoolError` when the pool cannot be started or has broken down.
+    """
+    log.configure("supervisor", json_lines=not sys.stderr.isatty(), stream=sys.stderr)
+    for name, task in settings.tasks.items():
+        check_target(name, task)
+    runtime_dir = RuntimeDir.locate(settings.pool.name, environ)
+    state = StateDir.locate(settings.pool.name, environ, state_dir)
+    become_subreaper()
+    warden = Warden.start(settings.pool.name, _worker, preload=["spearpool.worker.main"])
+    try:
+        from .supervisor import Supervisor
+
+        supervisor = Supervisor(settings, environ, warden, runtime_dir, state, announce, lifeline_fd)
+        asyncio.run(supervisor.serve())
+    finally:
+        warden.close()
+
+
+def _worker(control: socket.socket) -> int:
+    """Runs in a fork of the warden, which has this module already."""
+    from spearpool.worker.main import run as run_worker
+
+    return run_worker(control)

@@ -1,0 +1,71 @@
+"""What a pool holds while it runs: its directories and locks, listeners, segment and keys.
+
+Opened in the order in which they can fail without leaving anything behind, closed in reverse, whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spearpool.config import Settings
+from spearpool.log import get_logger
+from spearpool.metrics.instances_table import InstancesTable
+from spearpool.metrics.layout import Layout
+from spearpool.metrics.segment import Segment, plan_ring_records, sweep
+from spearpool.processes import ProcessIdentity
+from spearpool.runtime_dir import RuntimeDir, StateDir
+
+from .keys import Keys
+from .listeners import Listeners, open_listeners
+
+__all__ = ["Premises", "open_premises"]
+
+
+@dataclass(frozen=True)
+class Premises:
+    """Everything here belongs to the supervisor; workers are given descriptors of their listener and the segment."""
+
+    runtime_dir: RuntimeDir
+    state: StateDir
+    listeners: Listeners
+    segment: Segment
+    table: InstancesTable
+    keys: Keys
+    identity: ProcessIdentity
+    epoch: int
+
+
+@contextlib.contextmanager
+def open_premises(settings: Settings, runtime_dir: RuntimeDir, state: StateDir) -> Iterator[Premises]:
+    """Take the pool's name, sweep what a killed pool of that name left, and open everything.
+
+    Raises `PoolError` (name or port taken, directory not ours) or `SegmentError` (memory filesystem too small).
+    """
+    log = get_logger("premises")
+    directory = Path(settings.monitoring.shared_memory_dir)
+    identity = ProcessIdentity.of(os.getpid())
+    epoch = time.time_ns() // 1_000_000
+    with contextlib.ExitStack() as stack:
+        runtime_dir.lock()
+        stack.callback(runtime_dir.remove)
+        state.lock()
+        stack.callback(state.unlock)
+        runtime_dir.clear()
+        for path in sweep(directory, settings.pool.name):
+            log.info("removed the segment of a pool that was killed", path=str(path))
+        keys = Keys.open(state, settings.security.token_ttl_s)
+        pool = settings.pool
+        listeners = open_listeners(pool.host, pool.port, pool.workers, settings.connections.backlog)
+        stack.callback(listeners.close)
+        tasks = list(settings.tasks)
+        records = plan_ring_records(directory, pool.slots, tasks, settings.monitoring.metrics_buffer_size)
+        layout = Layout.plan(pool.slots, tasks, records)
+        segment = Segment.create(directory, pool.name, layout, epoch, identity.pid, identity.start_ticks)
+        stack.callback(segment.close)
+        stack.callback(segment.unlink)
+        yield Premises(runtime_dir, state, listeners, segment, InstancesTable(segment), keys, identity, epoch)

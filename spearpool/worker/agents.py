@@ -1,0 +1,180 @@
+"""The agents of this worker: who they are, which instance's row they have, and when they may get work.
+
+An agent that the pool launched has a row already; it is *claimed* with the supervisor without waiting for an answer.
+One with an issued token, or by a validator's word, gets its row first (`ExternalAgent` → `ExternalRow`).
+The supervisor's words about agents (newer connection elsewhere, row cleared, a signal to pass on) arrive here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from spearpool.config import TaskConfig
+from spearpool.errors import LocalProtocolError
+from spearpool.metrics import InstancesTable, Seat
+from spearpool.protocol.events import CloseReason
+from spearpool.protocol.identifiers import InstanceId
+from spearpool.protocol.identity import Identity, Role
+from spearpool.protocol.messages import AuthRequest, Custom, Signal, SignalName
+
+from .connection import Connection
+from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent
+from .executions import Agent
+
+__all__ = ["LAST_WORDS_S", "Agents", "Roll"]
+
+LAST_WORDS_S = 0.1
+"""How long the connection of an instance that is gone stays open, so that what it said last is still read."""
+
+MAX_NAMED = 10_000
+"""How many executions an agent may name as still running."""
+
+_SIGNALS = {name.value: name for name in SignalName}
+_ENDS = frozenset({SignalName.TERMINATE, SignalName.RESTART})
+
+
+class Roll(Protocol):
+    """What the comings and goings of agents mean for executions."""
+
+    def agent_joined(self, agent: Agent, running: Sequence[str], /) -> None: ...
+
+    def agent_retired(self, agent: Agent, /) -> None:
+        """It is about to leave: no more work for it."""
+        ...
+
+    def agent_left(self, agent: Agent, /) -> None: ...
+
+    def agent_gone(self, who: object, /) -> None:
+        """Its process is dead."""
+        ...
+
+
+class Agents:
+    """`tell` sends a record to the supervisor; `seat` shows what each instance has in flight here."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskConfig],
+        table: InstancesTable,
+        seat: Seat,
+        roll: Roll,
+        tell: Callable[[FromWorker], None],
+    ) -> None:
+        self._tasks = tasks
+        self._table = table
+        self._seat = seat
+        self._roll = roll
+        self._tell = tell
+        self._requests = itertools.count(1)
+        self._waiting: dict[int, tuple[Connection, list[str]]] = {}  # for a row, by request
+        self._by_instance: dict[InstanceId, Connection] = {}
+
+    # --------------------------------------------------------------------------------------------- coming and going
+
+    def refusal(self, identity: Identity) -> str | None:
+        """Why an agent with a good token cannot be served, or None."""
+        if identity.role is not Role.AGENT or self._task_of(identity) in self._tasks:
+            return None
+        return f"agent {identity.label!r} is of a task that this pool does not have"
+
+    def welcome(self, connection: Connection, identity: Identity, request: AuthRequest) -> None:
+        """An agent has authenticated."""
+        task = self._task_of(identity)
+        config = self._tasks[task]
+        declared = request.extra_params.get("concurrency", "")
+        concurrency = int(declared) if declared.isdecimal() and len(declared) < 6 else config.concurrency
+        capacity = max(1, min(concurrency, config.concurrency)) + config.prefetch
+        named = list(filter(None, request.extra_params.get("running", "").split(",")))[:MAX_NAMED]
+        who = identity.instance or (identity.token_id, identity.label)
+        connection.agent = Agent(connection, task, capacity, who)
+        if identity.instance is not None:
+            self._join(connection, connection.agent, identity.instance, named)
+            return
+        number = next(self._requests)
+        self._waiting[number] = (connection, named)
+        self._tell(ExternalAgent(number, identity.label, task))
+
+    def farewell(self, connection: Connection, agent: Agent, reason: CloseReason) -> None:
+        """The agent's connection has ended."""
+        instance = agent.instance
+        if instance is None:
+            return  # it still waits for its row
+        self._roll.agent_left(agent)
+        if self._by_instance.get(instance) is connection:
+            del self._by_instance[instance]
+            self._seat.set_agent(instance.row, instance.generation, 0, 0)
+        self._tell(Released(instance.row, instance.generation, connection.number, reason.value))
+
+    def busy(self, agent: Agent) -> None:
+        """Show how much the agent has in flight."""
+        instance = agent.instance
+        if instance is not None:
+            self._seat.set_agent(instance.row, instance.generation, 1, len(agent.running))
+
+    def _task_of(self, identity: Identity) -> str:
+        if identity.instance is None:
+            return identity.task
+        row = self._table.snapshot(identity.instance.row)
+        return "" if row is None or row.instance != identity.instance else row.task
+
+    def _join(self, connection: Connection, agent: Agent, instance: InstanceId, named: Sequence[str]) -> None:
+        agent.instance = instance
+        self._by_instance[instance] = connection
+        self._claim(connection, instance)
+        self._roll.agent_joined(agent, named)
+        self.busy(agent)
+
+    def _claim(self, connection: Connection, instance: InstanceId) -> None:
+        connected_ns, authenticated_ns = int(connection.connected_at * 1e9), int(connection.authenticated_at * 1e9)
+        self._tell(Claim(instance.row, instance.generation, connection.number, connected_ns, authenticated_ns))
+
+    # -------------------------------------------------------------------------------------------- the supervisor's word
+
+    def external_row(self, record: ExternalRow) -> None:
+        connection, named = self._waiting.pop(record.request)
+        agent = connection.agent
+        if agent is None or not record.generation:
+            connection.close(CloseReason.OVERLOADED, "the pool has no room for another instance")
+            return
+        instance = InstanceId(record.row, record.generation)
+        if not connection.ended:
+            self._join(connection, agent, instance, named)
+            return
+        self._claim(connection, instance)
+        self._tell(Released(instance.row, instance.generation, connection.number, CloseReason.PEER.value))
+
+    def disown(self, record: Disown) -> None:
+        """A newer connection of this agent is at another worker."""
+        connection = self._by_instance.get(InstanceId(record.row, record.generation))
+        if connection is not None and connection.number == record.connection:
+            connection.close(CloseReason.REPLACED, "a newer connection of this agent")
+
+    def row_cleared(self, record: RowCleared) -> None:
+        """The instance is gone, or was revoked."""
+        instance = InstanceId(record.row, record.generation)
+        connection = self._by_instance.get(instance)
+        if connection is None:
+            self._roll.agent_gone(instance)
+            return
+        if connection.agent is not None:
+            self._roll.agent_retired(connection.agent)
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._part, connection, instance)
+
+    def _part(self, connection: Connection, instance: InstanceId) -> None:
+        connection.close(CloseReason.REVOKED, "the instance's row was cleared")
+        self._roll.agent_gone(instance)
+
+    def signal(self, record: SignalAgent) -> None:
+        """Pass a signal on to an agent; one that is told to end gets no more work."""
+        connection = self._by_instance.get(InstanceId(record.row, record.generation))
+        if connection is None or connection.agent is None:
+            return
+        name = _SIGNALS.get(record.signal)
+        if name in _ENDS:
+            self._roll.agent_retired(connection.agent)
+        with suppress(LocalProtocolError):  # it is leaving just now
+            connection.send(Signal(Custom(record.signal) if name is None else name))

@@ -1,0 +1,284 @@
+"""One TCP connection: a transport and a session, joined.
+
+What arrives goes into the session, and the events that come out go to the owner (the `ConnectionManager`). What the
+session queues is written once per turn of the loop, through the outbox.
+
+A connection that we close is half-closed first, and read (and ignored) for up to `LINGER_S`: closing a socket that
+still holds unread bytes resets it, and the peer might never see the last thing that we said.
+A peer that does not read its answers is not read either; what may pile up for it is bounded by `max_unsent_bytes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol, cast
+
+from spearpool.errors import ErrorCode
+from spearpool.protocol.credentials import Role
+from spearpool.protocol.events import CloseReason
+from spearpool.protocol.identifiers import ConnectionId
+from spearpool.protocol.messages import ErrorMessage, MessageType, Payload
+from spearpool.protocol.session import Closed, ConnectionState, Session, SessionEvent, SessionSettings, Side
+
+from .executions import Agent, Execution
+from .outbox import Outbox
+
+__all__ = ["LINGER_S", "Connection", "ConnectionSnapshot", "Owner"]
+
+LINGER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """The seed's `ConnectionState`, at one moment. Times are monotonic seconds; `status` is the session's state."""
+
+    connection_id: str
+    instance_id: str | None
+    remote_addr: str
+    connected_at: float
+    last_activity: float
+    authenticated: bool
+    client_type: str | None
+    client_version: str | None
+    session_id: str | None
+    status: ConnectionState
+    heartbeat_sequence: int
+
+
+class Owner(Protocol):
+    """What a connection tells whoever made it."""
+
+    def opened(self, connection: Connection) -> None: ...
+
+    def happened(self, connection: Connection, events: Sequence[SessionEvent], began_ns: int) -> None:
+        """The session returned these events; `began_ns` is when their bytes arrived (monotonic)."""
+        ...
+
+    def sent(self, connection: Connection, messages: Sequence[tuple[MessageType, int]]) -> None:
+        """These messages, with their sizes in bytes, were handed to the transport."""
+        ...
+
+    def errored(self, connection: Connection, code: int, message: str) -> None:
+        """An `Error` was queued that is about one request only."""
+        ...
+
+    def gone(self, connection: Connection) -> None:
+        """The socket is closed."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """A server's end. `number` is the packed `ConnectionId`; `agent` and `executions` belong to task execution."""
+
+    __slots__ = (
+        "_eof",
+        "_max_unsent_bytes",
+        "_outbox",
+        "_owner",
+        "_patience_s",
+        "_patient_until",
+        "_transport",
+        "_unsent_bytes",
+        "_writing_paused",
+        "agent",
+        "authenticated_at",
+        "client_type",
+        "client_version",
+        "connected_at",
+        "connection_id",
+        "ended",
+        "executions",
+        "heartbeat_sequence",
+        "last_activity",
+        "linger_until",
+        "number",
+        "posted",
+        "session",
+        "session_id",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        outbox: Outbox,
+        connection_id: ConnectionId,
+        settings: SessionSettings,
+        max_unsent_bytes: int,
+    ) -> None:
+        now = time.monotonic()
+        self._owner = owner
+        self._outbox = outbox
+        self._transport: asyncio.Transport | None = None
+        self._max_unsent_bytes = max_unsent_bytes
+        self._writing_paused = False
+        self._unsent_bytes = inf
+        self._patience_s = settings.heartbeat_timeout_s
+        self._patient_until = 0.0
+        self._eof = False
+        self.connection_id = connection_id
+        self.number = connection_id.pack()
+        self.session = Session(Side.SERVER, settings, now)
+        self.connected_at = now
+        self.last_activity = now
+        self.authenticated_at = inf
+        self.client_type: str | None = None
+        self.client_version: str | None = None
+        self.session_id: str | None = None
+        self.heartbeat_sequence = 0
+        self.agent: Agent | None = None
+        self.executions: dict[int, Execution] = {}
+        self.posted = False
+        self.ended = False
+        self.linger_until = inf
+
+    @property
+    def remote_addr(self) -> str:
+        peer = None if self._transport is None else self._transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+
+    @property
+    def authenticated(self) -> bool:
+        return self.session.peer is not None
+
+    def snapshot(self) -> ConnectionSnapshot:
+        peer = self.session.peer
+        return ConnectionSnapshot(
+            connection_id=str(self.connection_id),
+            instance_id=None if peer is None else peer.label,
+            remote_addr=self.remote_addr,
+            connected_at=self.connected_at,
+            last_activity=self.last_activity,
+            authenticated=peer is not None,
+            client_type=self.client_type,
+            client_version=self.client_version,
+            session_id=self.session_id,
+            status=self.session.state,
+            heartbeat_sequence=self.heartbeat_sequence,
+        )
+
+    # ------------------------------------------------------------------------------------------------ what is said
+
+    def reply(self, request_id: int, payload: Payload) -> None:
+        """Send under the peer's own request id, unless the conversation is over. Raises `LocalProtocolError`."""
+        if self.session.state is ConnectionState.AUTHENTICATED:
+            self.session.send(payload, request_id)
+            self._outbox.post(self)
+
+    def refuse(self, request_id: int, code: ErrorCode, message: str, details: str | None = None) -> None:
+        """Answer a request with an `Error`; nothing was done."""
+        if self.session.state is ConnectionState.AUTHENTICATED:
+            self.reply(request_id, ErrorMessage(code, message, details, request_id))
+            self._owner.errored(self, code, message)
+
+    def send(self, payload: Payload) -> int:
+        """Send under an id of ours and return it. Raises `LocalProtocolError`, also when the conversation is over."""
+        number = self.session.send(payload)
+        self._outbox.post(self)
+        return number
+
+    def close(self, reason: CloseReason, detail: str = "") -> None:
+        """End the conversation; a ConnectionClose says why where that is legal. Does nothing when it has ended."""
+        if not self.ended:
+            self.session.close(reason, detail)
+            self._owner.happened(self, [Closed(reason, detail)], time.monotonic_ns())
+
+    def flush(self) -> None:
+        data = self.session.data_to_send()
+        transport = self._transport
+        if not data or transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        self._owner.sent(self, self.session.take_sent())
+        if self._writing_paused and not self.ended and transport.get_write_buffer_size() > self._max_unsent_bytes:
+            self.close(CloseReason.OVERLOADED, f"more than {self._max_unsent_bytes} bytes wait to be read by the peer")
+
+    def shut(self, *, linger: bool) -> None:
+        """Write what is queued and close. The owner has closed its books on this connection already."""
+        self.ended = True
+        self.flush()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._eof:
+            transport.close()
+        elif linger and not self._writing_paused:
+            self.linger_until = time.monotonic() + LINGER_S
+            transport.write_eof()
+        else:
+            transport.abort()
+
+    def abort(self) -> None:
+        """Close at once, whatever is still queued."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -------------------------------------------------------------------------------------------------------- time
+
+    def next_deadline(self) -> float:
+        """When `expire` has something to do (monotonic seconds)."""
+        return self.linger_until if self.ended else max(self.session.next_deadline(), self._patient_until)
+
+    def expire(self, now: float) -> list[SessionEvent]:
+        """Do what is due. A peer that reads, however slowly, lives: what it says is not read meanwhile."""
+        if self.ended:
+            self.linger_until = inf
+            self.abort()
+            return []
+        if self._writing_paused and self._transport is not None:
+            before, self._unsent_bytes = self._unsent_bytes, self._transport.get_write_buffer_size()
+            if self._unsent_bytes < before:
+                self._patient_until = now + self._patience_s
+                return []
+        events = self.session.expire(now)
+        self._outbox.post(self)
+        return events
+
+    # ------------------------------------------------------------------------------------------ what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._owner.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.ended:
+            began_ns = time.monotonic_ns()
+            now = began_ns * 1e-9
+            self.last_activity = now
+            events = self.session.receive_data(data, now)
+            if events:
+                self._owner.happened(self, events, began_ns)
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._end_of_stream(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._eof = True
+        self._end_of_stream(exc)
+        self._owner.gone(self)
+        self._transport = None
+
+    def _end_of_stream(self, exc: Exception | None) -> None:
+        if not self.ended:
+            events = self.session.receive_data(b"", time.monotonic())
+            if exc is not None:
+                events = [Closed(CloseReason.LOST, str(exc))]
+            self._owner.happened(self, events, time.monotonic_ns())
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._unsent_bytes = inf
+        peer = self.session.peer
+        # an agent goes on being read: what it gets is bounded by its capacity, and its answers free memory here
+        if self._transport is not None and not (peer is not None and peer.role is Role.AGENT):
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()

@@ -1,0 +1,444 @@
+"""Which agent executes what: the decisions of one worker, without a clock or a socket.
+
+A client's execution goes to an agent of this worker that has free capacity; else to the neighbour that shows most of it
+for the task on the board; else it waits in the task's queue here. A neighbour's execution has made its one hop: it is
+executed at once or refused, and its origin queues it. Three things see to it that nothing waits beside free capacity:
+
+- an answer that comes back over a link says by itself that its sender has a place free;
+- a worker whose capacity becomes free while it has no queue nudges the neighbour with the longest one;
+- whoever has a queue reads the board again every 10 ms, because between "I saw nobody free" and "I saw nobody waiting"
+  two processors may each miss the other's last store. To keep that rare, a worker writes its own row of the board
+  before it reads the others'.
+
+Every method is one event and returns the instructions that the shell carries out, in order. Each accepted execution
+ends in exactly one `Answer` or `Finish`, each refused one in one `Refuse`; `executions.Place` shows the ways between.
+What may have been started is never started again: when its agent or its neighbour is lost it waits `REATTACH_GRACE_S`
+for the agent to come back and name it, and then ends with an unknown outcome.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from spearpool.errors import ErrorCode
+from spearpool.protocol.identifiers import execution_slot
+
+from .books import Books, DispatchSnapshot
+from .executions import (
+    CLIENT,
+    Action,
+    Agent,
+    Answer,
+    Dispatch,
+    Ending,
+    Execution,
+    Finish,
+    Forward,
+    Located,
+    Mislaid,
+    Nudge,
+    Place,
+    Refuse,
+    Relay,
+    Terminate,
+    TerminateRemote,
+)
+from .lane import Lane
+from .neighbours import Board, Neighbours
+
+__all__ = ["REREAD_S", "Dispatcher"]
+
+REREAD_S = 0.010
+RETRY_AFTER_MS = (50, 10_000)
+"""Least and most that an overloaded worker asks a client to wait."""
+
+
+class Dispatcher:
+    """The dispatcher of the worker in `slot` for `tasks`, in the board's order of columns."""
+
+    def __init__(self, slot: int, tasks: Sequence[str], board: Board, max_queued: int, max_queued_bytes: int) -> None:
+        self._slot = slot
+        self._board = board
+        self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
+        self._lanes = {name: Lane(name, index) for index, name in enumerate(tasks)}
+        self._neighbours = Neighbours(slot, board)
+        self._books = Books(self._lanes, self._neighbours)
+        self._reread_at = math.inf
+        self._draining = False
+
+    # ------------------------------------------------------------------------------------------------------ executions
+
+    def submit(self, execution: Execution, now: float) -> list[Action]:
+        """A client's execution, or a neighbour's (`source` is its slot then)."""
+        lane = self._lanes.get(execution.task)
+        if lane is None:
+            return [Refuse(execution, ErrorCode.UNKNOWN, f"no task is named {execution.task!r}")]
+        if self._draining and execution.source == CLIENT:
+            return [Refuse(execution, ErrorCode.DRAINING, "the pool is draining")]
+        actions: list[Action] = []
+        if lane.queue or not self._find_place(lane, execution, actions):
+            refusal = self._refusal(lane, execution, now)
+            if refusal is not None:
+                return [refusal]
+            self._enqueue(lane, execution, now)
+            if len(lane.queue) == 1:  # only now does our row say that we wait: look again for who became free meanwhile
+                self._pump(lane, actions)
+        self._books.accept(execution)
+        self._publish(lane)
+        return actions
+
+    def cancel(self, execution_id: str, origin: object) -> list[Action]:
+        """`origin` does not want its execution any more. Nothing happens when it has ended, or is somebody else's."""
+        execution = self._books.executions.get(execution_id)
+        if execution is None or execution.origin is not origin:
+            return []
+        return self._give_up(execution, Ending.CANCELLED)
+
+    def abandon(self, executions: Iterable[Execution]) -> list[Action]:
+        """Their client is gone: those that wait in the queue are dropped, the others run to their end unheard."""
+        queued = [execution for execution in executions if execution.place is Place.QUEUED]
+        return [action for execution in queued for action in self._give_up(execution, Ending.CANCELLED)]
+
+    # ---------------------------------------------------------------------------------------------------------- agents
+
+    def agent_joined(self, agent: Agent, running: Iterable[str] = ()) -> list[Action]:
+        """An agent came, and still works on the executions `running`: ours, a neighbour's, or nobody's any more."""
+        actions: list[Action] = []
+        lane = self._lanes[agent.task]
+        lane.join(agent)
+        for execution_id in dict.fromkeys(running):
+            execution = self._books.executions.get(execution_id)
+            if execution is not None and _may_reattach(execution, agent):
+                self._books.detach(execution)
+                self._books.start(lane, execution, agent)
+                continue
+            lane.hold(agent, execution_id, None)
+            slot = self._neighbour_of(execution_id)
+            if slot is not None:
+                actions.append(Located(slot, execution_id))
+        self._pump(lane, actions)
+        self._offer(lane, actions)
+        return actions
+
+    def agent_left(self, agent: Agent, now: float) -> list[Action]:
+        """Its connection ended. What it had may have been started: wait for it to come back."""
+        actions: list[Action] = []
+        lane = self._lanes[agent.task]
+        lane.leave(agent)
+        for execution_id, execution in agent.running.items():
+            if execution is not None:
+                self._books.lose(execution, now)
+            elif (slot := self._neighbour_of(execution_id)) is not None:
+                actions.append(Mislaid(slot, execution_id))
+        agent.running.clear()
+        self._publish(lane)
+        return actions
+
+    def agent_retired(self, agent: Agent) -> None:
+        """It is about to leave: it finishes what it has and gets nothing more."""
+        lane = self._lanes[agent.task]
+        lane.retire(agent)
+        self._publish(lane)
+
+    def agent_gone(self, who: object) -> list[Action]:
+        """The agent's process is dead: it will not come back and name what it had."""
+        gone = [execution for execution in self._books.lost.values() if execution.who == who]
+        return [action for execution in gone for action in self._give_up(execution, Ending.OUTCOME_UNKNOWN)]
+
+    def answered(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
+        """An agent's final answer to one of the ids in its `running`."""
+        lane = self._lanes[agent.task]
+        execution = lane.release(agent, execution_id)
+        actions: list[Action] = []
+        told = CLIENT
+        if execution is not None:
+            told = execution.source
+            self._books.end(execution)
+            actions.append(Answer(execution, response))
+        else:
+            slot = self._neighbour_of(execution_id)
+            if slot is not None:
+                told = slot
+                actions.append(Relay(slot, execution_id, response))
+        self._serve(lane, actions)
+        self._offer(lane, actions, told)
+        return actions
+
+    def answered_late(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
+        """An agent's final answer to what it finished while it was disconnected, and so did not name on joining."""
+        execution = self._books.executions.get(execution_id)
+        if execution is not None and _may_reattach(execution, agent):
+            self._books.detach(execution)
+            self._books.end(execution)
+            return [Answer(execution, response)]
+        slot = self._neighbour_of(execution_id)
+        return [] if slot is None else [Relay(slot, execution_id, response)]
+
+    def declined(self, agent: Agent, execution_id: str, response: object, now: float) -> list[Action]:
+        """The agent did not start it (it is full, or about to leave): it gets nothing more, somebody else gets it.
+
+        `response` says so in the case of one that it had named on joining: that is too late for a second try.
+        """
+        lane = self._lanes[agent.task]
+        lane.retire(agent)
+        execution = lane.release(agent, execution_id)
+        self._publish(lane)
+        if execution is not None:
+            return self._again(lane, execution, now)
+        slot = self._neighbour_of(execution_id)
+        return [] if slot is None else [Relay(slot, execution_id, response)]
+
+    # ------------------------------------------------------------------------------------------------------ neighbours
+
+    def link_up(self, slot: int, now: float) -> list[Action]:
+        """There is a link to the worker in `slot`; an earlier one has been reported down."""
+        self._neighbours.add(slot)
+        if self._books.queued:
+            self._reread_at = min(self._reread_at, now + REREAD_S)
+        actions: list[Action] = []
+        for lane in self._lanes.values():
+            held = [name for agent in lane.agents for name, execution in agent.running.items() if execution is None]
+            actions += [Located(slot, name) for name in held if self._neighbour_of(name) == slot]
+            self._pump(lane, actions)
+            self._offer(lane, actions)
+        return actions
+
+    def link_down(self, slot: int, now: float) -> list[Action]:
+        """The neighbour is gone. What it had may have been started: wait for the agents to come back."""
+        for execution in self._neighbours.remove(slot):
+            self._books.lose(execution, now)
+        return []
+
+    def neighbour_answered(
+        self, slot: int, execution_id: str, response: object, *, unknown: bool = False
+    ) -> list[Action]:
+        """A final answer out of `slot` to an execution of ours.
+
+        An agent's own word is good wherever it comes from. That the outcome is `unknown` is for the neighbour to say
+        only while the execution is there: meanwhile the agent may have come back somewhere else.
+        """
+        execution = self._books.executions.get(execution_id)
+        if execution is None or execution.place not in {Place.FORWARDED, Place.LOST}:
+            return []
+        if unknown and (execution.place is Place.LOST or execution.neighbour != slot):
+            return []
+        self._books.detach(execution)
+        self._books.end(execution)
+        actions: list[Action] = [Answer(execution, response)]
+        lane = self._lanes[execution.task]
+        neighbour = self._neighbours.get(slot)
+        if lane.queue and neighbour is not None and self._is_longest(lane):
+            neighbour.credit(lane.index)
+            self._pump(lane, actions)
+        return actions
+
+    def bounced(self, slot: int, execution_id: str, now: float) -> list[Action]:
+        """The neighbour had no place after all: nothing was started."""
+        neighbour = self._neighbours.get(slot)
+        execution = None if neighbour is None else neighbour.forwarded.pop(execution_id, None)
+        if neighbour is None or execution is None:
+            return []
+        lane = self._lanes[execution.task]
+        neighbour.refused(lane.index)
+        return self._again(lane, execution, now)
+
+    def nudged(self, slot: int, task: str) -> list[Action]:
+        """The neighbour has free capacity for a task."""
+        actions: list[Action] = []
+        lane = self._lanes.get(task)
+        neighbour = self._neighbours.get(slot)
+        if lane is not None and neighbour is not None and lane.queue:
+            neighbour.credit(lane.index)
+            self._pump(lane, actions)
+        return actions
+
+    def located(self, slot: int, execution_id: str) -> list[Action]:
+        """An agent that came to the neighbour still works on an execution of ours: the neighbour has it now."""
+        execution = self._books.executions.get(execution_id)
+        neighbour = self._neighbours.get(slot)
+        if execution is not None and neighbour is not None and execution.place in {Place.LOST, Place.FORWARDED}:
+            self._books.detach(execution)
+            neighbour.hand(execution, self._lanes[execution.task].index)
+        return []
+
+    def mislaid(self, slot: int, execution_id: str, now: float) -> list[Action]:
+        """That agent is gone from the neighbour again."""
+        neighbour = self._neighbours.get(slot)
+        execution = None if neighbour is None else neighbour.forwarded.pop(execution_id, None)
+        if execution is not None:
+            self._books.lose(execution, now)
+        return []
+
+    # ------------------------------------------------------------------------------------------------ states and time
+
+    def set_task(self, task: str, available: bool, reason: str = "") -> list[Action]:
+        """Whether an execution may wait for an instance of this task; those that wait already are refused if not."""
+        actions: list[Action] = []
+        lane = self._lanes.get(task)
+        if lane is not None:
+            lane.available, lane.reason = available, reason
+            while lane.queue and not available:
+                actions.append(self._turn_away(next(iter(lane.queue.values())), ErrorCode.DRAINING, reason))
+            self._publish(lane)
+        return actions
+
+    def drain(self) -> None:
+        """Refuse clients' executions from now on; those that were accepted go on, queued ones included."""
+        self._draining = True
+
+    def abort(self) -> list[Action]:
+        """End everything at once: what waits is refused, of what was given away the outcome is unknown."""
+        actions: list[Action] = []
+        for execution in list(self._books.executions.values()):
+            if execution.place is Place.QUEUED:
+                actions.append(self._turn_away(execution, ErrorCode.DRAINING, "the pool is stopping"))
+            else:
+                actions += self._give_up(execution, Ending.OUTCOME_UNKNOWN)
+        return actions
+
+    @property
+    def live(self) -> int:
+        """Accepted executions that have not ended."""
+        return len(self._books.executions)
+
+    def next_deadline(self) -> float:
+        """When `expire` is to be called next (monotonic seconds, inf for never)."""
+        return min(self._books.due.next(), self._reread_at)
+
+    def expire(self, now: float) -> list[Action]:
+        """Deadlines that have passed, and the next look at the board while something waits."""
+        actions: list[Action] = []
+        for execution_id in self._books.due.due(now):
+            execution = self._books.executions[execution_id]
+            late = execution.deadline <= now
+            actions += self._give_up(execution, Ending.TIMED_OUT if late else Ending.OUTCOME_UNKNOWN)
+        if self._reread_at <= now:
+            self._neighbours.start_afresh()
+            for lane in self._lanes.values():
+                self._pump(lane, actions)
+            self._reread_at = now + REREAD_S if self._books.queued and self._neighbours else math.inf
+        return actions
+
+    def snapshot(self) -> DispatchSnapshot:
+        return self._books.snapshot(draining=self._draining)
+
+    # ------------------------------------------------------------------------------------------------- where it can go
+
+    def _find_place(self, lane: Lane, execution: Execution, actions: list[Action]) -> bool:
+        """Give it to an agent here, or, unless it has made its hop, to the neighbour with most free capacity."""
+        agent = lane.idlest()
+        if agent is not None:
+            self._books.start(lane, execution, agent)
+            actions.append(Dispatch(execution, agent))
+            return True
+        if execution.source != CLIENT or not self._neighbours:
+            return False
+        self._publish(lane)
+        neighbour = self._neighbours.freest(lane.index, draining=self._draining)
+        if neighbour is None:
+            return False
+        neighbour.hand(execution, lane.index)
+        actions.append(Forward(execution, neighbour.slot))
+        return True
+
+    def _refusal(self, lane: Lane, execution: Execution, now: float) -> Refuse | None:
+        """Why an execution that nobody can take now may not wait here, or None."""
+        if execution.source != CLIENT:
+            return Refuse(execution, ErrorCode.OVERLOADED, "no free capacity here")
+        if not lane.available:
+            return Refuse(execution, ErrorCode.DRAINING, lane.reason)
+        too_many = self._books.queued >= self._max_queued
+        if too_many or self._books.queued_bytes + execution.size_bytes > self._max_queued_bytes:
+            # the head of the queue has waited that long: so would the next one
+            waited_s = now - next(iter(lane.queue.values())).queued_at if lane.queue else 0.0
+            least, most = RETRY_AFTER_MS
+            wait_ms = min(most, max(least, int(waited_s * 1000)))
+            limit = f"{self._max_queued} executions" if too_many else f"{self._max_queued_bytes} bytes"
+            return Refuse(execution, ErrorCode.OVERLOADED, f"the queue is full ({limit})", str(wait_ms))
+        return None
+
+    def _serve(self, lane: Lane, actions: list[Action]) -> None:
+        """Give the head of the queue to agents here while any has a place."""
+        while lane.queue and (agent := lane.idlest()) is not None:
+            execution = self._books.dequeue(lane)
+            self._books.start(lane, execution, agent)
+            actions.append(Dispatch(execution, agent))
+        self._publish(lane)
+
+    def _pump(self, lane: Lane, actions: list[Action]) -> None:
+        """The same, and then to neighbours."""
+        self._serve(lane, actions)
+        while lane.queue and (neighbour := self._neighbours.freest(lane.index, draining=self._draining)) is not None:
+            execution = self._books.dequeue(lane)
+            neighbour.hand(execution, lane.index)
+            actions.append(Forward(execution, neighbour.slot))
+            self._publish(lane)
+
+    def _offer(self, lane: Lane, actions: list[Action], told: int = CLIENT) -> None:
+        """Nudge the neighbour with the longest queue, unless the answer to `told` says as much already."""
+        if lane.free and self._neighbours and not lane.queue:
+            slot, _ = self._neighbours.longest(lane.index, told, draining=self._draining)
+            if slot not in {CLIENT, told}:
+                actions.append(Nudge(slot, lane.name))
+
+    def _is_longest(self, lane: Lane) -> bool:
+        """Whether no neighbour has a longer queue: then a place that becomes free is ours to use."""
+        _, length = self._neighbours.longest(lane.index, CLIENT, draining=self._draining)
+        return length <= len(lane.queue)
+
+    def _neighbour_of(self, execution_id: str) -> int | None:
+        """The slot that accepted an execution, if we have a link to it."""
+        slot = execution_slot(execution_id)
+        return slot if slot is not None and slot in self._neighbours else None
+
+    def _publish(self, lane: Lane) -> None:
+        row = (lane.free, len(lane.queue))
+        if row != lane.published:
+            lane.published = row
+            self._board.publish(lane.index, *row)
+
+    # ------------------------------------------------------------------------------------------ from place to place
+
+    def _enqueue(self, lane: Lane, execution: Execution, now: float, *, first: bool = False) -> None:
+        self._books.enqueue(lane, execution, now, first=first)
+        if self._neighbours:
+            self._reread_at = min(self._reread_at, now + REREAD_S)
+
+    def _again(self, lane: Lane, execution: Execution, now: float) -> list[Action]:
+        """It was not started: it goes to the head of the queue, or back to the neighbour whose queue it is in."""
+        if execution.source != CLIENT:
+            return [self._turn_away(execution, ErrorCode.OVERLOADED, "no free capacity here")]
+        actions: list[Action] = []
+        self._enqueue(lane, execution, now, first=True)
+        self._pump(lane, actions)
+        if execution.place is Place.QUEUED and not lane.available:
+            actions.append(self._turn_away(execution, ErrorCode.DRAINING, lane.reason))
+        return actions
+
+    def _give_up(self, execution: Execution, ending: Ending) -> list[Action]:
+        """End it without an answer, and tell whoever works on it that nobody waits any more."""
+        actions: list[Action] = []
+        if execution.place is Place.FORWARDED:
+            actions.append(TerminateRemote(execution.neighbour, execution.execution_id))
+        elif execution.agent is not None:
+            actions.append(Terminate(execution.agent, execution.execution_id))
+        self._books.detach(execution)
+        self._books.end(execution)
+        actions.append(Finish(execution, ending))
+        self._publish(self._lanes[execution.task])
+        return actions
+
+    def _turn_away(self, execution: Execution, code: ErrorCode, message: str) -> Refuse:
+        if execution.place is Place.QUEUED:
+            self._books.detach(execution)
+            self._publish(self._lanes[execution.task])
+        self._books.end(execution)
+        return Refuse(execution, code, message)
+
+
+def _may_reattach(execution: Execution, agent: Agent) -> bool:
+    """Whether this agent may be the one that was lost with the execution."""
+    where = execution.place in {Place.LOST, Place.FORWARDED}
+    return where and execution.task == agent.task and execution.who in (None, agent.who)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from spearpool.config import Target, TaskConfig
+from spearpool.errors import ConfigError
+from spearpool.instances.artifact import ArtifactError, check_target, find_module, resolve_target
+
+PATH = {"PATH": os.defpath}
+
+
+def executable(path: Path) -> Path:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def resolve(target: str, environ: dict[str, str] | None = None, working_dir: str | None = None) -> list[str]:
+    return resolve_target(Target.parse(target), PATH if environ is None else environ, working_dir)
+
+
+def test_programs_become_absolute_and_keep_their_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = executable(tmp_path / "tool")
+    assert resolve("exec:tool -x 'a b'", {"PATH": f"/nowhere:{tmp_path}"}) == [str(tool), "-x", "a b"]
+    assert resolve(f"agent:{tool}") == [str(tool)]
+    assert resolve("exec:./tool", working_dir=str(tmp_path)) == [str(tool)]
+    monkeypatch.chdir(tmp_path)
+    assert resolve("exec:./tool") == [str(tool)]
+    assert Path(resolve("exec:sh", {})[0]).name == "sh", "without PATH the system's default is taken"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("exec:no-such-program-anywhere", r"program 'no-such-program-anywhere' is not in PATH \("),
+        ("exec:/no/such/program", "program /no/such/program does not exist"),
+        ("agent:{dir}/plain", "plain is not an executable file"),
+        ("exec:{dir}/folder/", "is not an executable file"),
+    ],
+)
+def test_programs_that_cannot_be_run(target: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ArtifactError, match=words):
+        resolve(target.replace("{dir}", str(tmp_path)))
+
+
+def test_a_working_dir_that_is_none() -> None:
+    with pytest.raises(ArtifactError, match="working directory /no/where is not a directory"):
+        resolve("exec:sh", working_dir="/no/where")
+
+
+@pytest.mark.parametrize(
+    "module", ["json", "json.decoder", "sys", "zipimport", "spearpool.agent", "importlib.metadata"]
+)
+def test_modules_that_are_there(module: str) -> None:
+    find_module(module)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A package, a module and a namespace package, each of which would tell if it were imported."""
+    alarm = "raise AssertionError('imported')\n"
+    for name in ("shop/__init__.py", "shop/images/__init__.py", "shop/images/thumbs.py", "solo.py", "space/in/deep.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(alarm)
+    return tmp_path
+
+
+@pytest.mark.parametrize("module", ["shop", "shop.images", "shop.images.thumbs", "solo", "space.in", "space.in.deep"])
+def test_modules_are_found_without_being_imported(module: str, shop: Path) -> None:
+    find_module(module, [str(shop)])
+    assert not {"shop", "solo", "space"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("shopp", "there is no Python module 'shopp'"),
+        ("shop.image.thumbs", "there is no Python module 'shop.image'"),
+        ("shop.images.thumb", "there is no Python module 'shop.images.thumb'"),
+        ("solo.more", "'solo' is a module, not a package"),
+        ("space.out", "there is no Python module 'space.out'"),
+    ],
+)
+def test_modules_that_are_not_there(module: str, words: str, shop: Path) -> None:
+    with pytest.raises(ArtifactError, match=words):
+        find_module(module, [str(shop)])
+
+
+def test_where_modules_are_looked_for(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "python:shop.images:thumb"
+    with pytest.raises(ArtifactError):
+        resolve(target)
+    assert resolve(target, {"PYTHONPATH": f"/nowhere:{shop}"}) == ["shop.images", "thumb"]
+    assert resolve(target, working_dir=str(shop)) == ["shop.images", "thumb"]
+    monkeypatch.chdir(shop)
+    assert resolve(target) == ["shop.images", "thumb"]
+
+
+def test_check_target_names_the_key_and_uses_the_tasks_environment(tmp_path: Path) -> None:
+    executable(tmp_path / "tool")
+    with pytest.raises(
+        ConfigError, match=r"tasks\.sum\.target = 'exec:tool': expected something that can be run"
+    ) as caught:
+        check_target("sum", TaskConfig(target="exec:tool"), PATH)
+    assert caught.value.key == "tasks.sum.target"
+    check_target("sum", TaskConfig(target="exec:tool", environment={"PATH": str(tmp_path)}), PATH)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from spearpool.config import TaskConfig
+from spearpool.instances.surroundings import Surroundings, remove_tree
+from spearpool.protocol.environment import InstanceEnvironment
+
+OURS = {
+    "PATH": "/bin",
+    "HOME": "/home/u",
+    "LC_TIME": "de_DE",
+    "AWS_SECRET_ACCESS_KEY": "hidden",
+    "SPEARPOOL_POOL_WORKERS": "4",
+    "SPEAR_SECRET": "of somebody else",
+    "LD_PRELOAD": "/tmp/evil.so",
+}
+
+
+def surroundings(directory: Path, host: str = "127.0.0.1") -> Surroundings:
+    return Surroundings(host, 9100, directory / "work", directory / "logs", OURS)
+
+
+def test_the_environment_is_an_allow_list_with_the_tasks_own_over_it(tmp_path: Path) -> None:
+    config = TaskConfig(target="exec:true", environment={"HOME": "/elsewhere", "MODEL": "small"}, concurrency=3)
+    environ = surroundings(tmp_path).environment("thumb-0-1", "token", "thumb", config)
+    assert InstanceEnvironment.from_environ(environ) == InstanceEnvironment(
+        port=9100, instance_id="thumb-0-1", secret="token", task="thumb", concurrency=3
+    )
+    others = {name: value for name, value in environ.items() if not name.startswith("SPEAR_")}
+    assert others == {"PATH": "/bin", "HOME": "/elsewhere", "LC_TIME": "de_DE", "MODEL": "small"}
+
+
+def test_a_task_cannot_set_what_spearpool_sets(tmp_path: Path) -> None:
+    config = TaskConfig(target="exec:true", environment={"SPEAR_SECRET": "mine"})
+    assert surroundings(tmp_path).environment("thumb-0-1", "token", "thumb", config)["SPEAR_SECRET"] == "token"
+
+
+def test_there_is_always_a_path(tmp_path: Path) -> None:
+    bare = Surroundings("127.0.0.1", 9100, tmp_path, tmp_path, {})
+    assert bare.common_environment({}) == {"PATH": os.defpath}
+
+
+@pytest.mark.parametrize(
+    ("host", "dialled"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.7", "192.0.2.7")],
+)
+def test_a_wildcard_is_dialled_on_loopback(host: str, dialled: str, tmp_path: Path) -> None:
+    environ = surroundings(tmp_path, host).environment("t-0-1", "token", "t", TaskConfig(target="exec:true"))
+    assert InstanceEnvironment.from_environ(environ).host == dialled
+
+
+def test_a_private_directory_is_new_each_time(tmp_path: Path) -> None:
+    here = surroundings(tmp_path)
+    path = here.private_directory("t-0-1")
+    assert path == tmp_path / "work" / "t-0-1"
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    (path / "left").write_text("by a namesake")
+    assert list(here.private_directory("t-0-1").iterdir()) == []
+
+
+def test_a_tree_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o750)
+    tree = tmp_path / "tree"
+    (tree / "locked" / "deeper").mkdir(parents=True)
+    (tree / "locked" / "deeper" / "file").write_text("")
+    (tree / "link").symlink_to(outside)
+    (tree / "locked").chmod(0)
+    tree.chmod(0o500)
+    remove_tree(tree)
+    assert not tree.exists()
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o750
+    remove_tree(tree)

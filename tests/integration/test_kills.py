@@ -1,0 +1,148 @@
+"""Violent ends: of workers under load, of the supervisor, of the warden, of an instance and of its zygote."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from spearpool.errors import ConnectionLost, Draining, ExecutionFailed, OutcomeUnknown
+from spearpool.processes import ProcessIdentity, children_of
+from tests.conftest import TIME_SCALE, RuntimeEnv, eventually
+from tests.integration.live_pool import HANDLERS, LivePool, live_pool
+
+pytestmark = pytest.mark.process
+
+KILLS = 20
+SECONDS = 20.0
+
+
+@dataclass
+class Load:
+    """Clients that execute without pause; every call has exactly one outcome."""
+
+    pool: LivePool
+    clients: int = 8
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[object] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Load:
+        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(self.clients)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(60 * TIME_SCALE)
+        assert not any(thread.is_alive() for thread in self.threads), "an execution never ended"
+
+    def _run(self, number: int) -> None:
+        with self.pool.client() as client:
+            count = 0
+            while not self.over.is_set():
+                count += 1
+                data = f"{number}:{count}".encode()
+                try:
+                    answer = client.execute("upper", input=data, timeout=20)
+                except (ConnectionLost, OutcomeUnknown, Draining) as error:
+                    self.outcomes[type(error).__name__] += 1
+                except Exception as error:  # noqa: BLE001 - whatever else it is, it is wrong
+                    self.wrong.append(error)
+                else:
+                    self.outcomes["right"] += 1
+                    if answer != data.upper():
+                        self.wrong.append((data, answer))
+
+
+def test_workers_killed_under_load(runtime_env: RuntimeEnv) -> None:
+    chance = random.Random(20)
+    with live_pool(runtime_env, "--workers", "4", tasks={"upper": f"{HANDLERS}:upper"}) as pool:
+        with Load(pool) as load:
+            begin = time.monotonic()
+            for kill in range(KILLS):
+                victim = chance.choice([w for w in pool.status()["workers"] if w["state"] == "ready"])
+                os.kill(victim["pid"], signal.SIGKILL)
+                killed_at = time.monotonic()
+                eventually(lambda: _all_back(pool, victim["pid"]), 10)
+                assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+                while time.monotonic() < begin + (kill + 1) * SECONDS / KILLS:
+                    time.sleep(0.01)
+        assert load.wrong == []
+        assert load.outcomes["right"] > 100
+        status = pool.status()
+        assert sum(worker["restarts"] for worker in status["workers"]) == KILLS
+        totals = status["totals"]
+        assert totals["connections_opened"] - totals["connections_closed"] == totals["connections_open"]
+
+
+def _all_back(pool: LivePool, dead: int) -> bool:
+    """Whether every worker and every agent is there again."""
+    status = pool.status()
+    workers = all(w["state"] == "ready" and w["pid"] != dead for w in status["workers"])
+    return workers and all(i["state"] in {"ready", "busy"} and i["worker"] is not None for i in status["instances"])
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "warden"])
+def test_nobody_outlives_supervisor_or_warden(runtime_env: RuntimeEnv, victim: str) -> None:
+    tasks = {"daemon": f"{HANDLERS}:daemonise", "sum": "exec:sha256sum"}
+    with live_pool(runtime_env, "--workers", "3", tasks=tasks) as pool:
+        with pool.client() as client:
+            grandchild = int(client.execute("daemon"))
+        everybody = [ProcessIdentity.of(pid) for pid in pool.processes()]
+        assert grandchild in {process.pid for process in everybody}
+        (warden,) = children_of(pool.process.pid)
+        os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
+        killed_at = time.monotonic()
+        pool.process.wait(10)
+        eventually(lambda: not [process for process in everybody if process.alive()], 5)
+        assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+        if victim == "warden":
+            assert pool.process.returncode == 1
+            assert "warden" in pool.log.read_text()
+            return
+        assert Path(pool.ready["segment"]).exists()  # for a post-mortem; the next start sweeps it
+    with live_pool(runtime_env, tasks=tasks) as again, again.client() as client:
+        assert client.execute("sum", input=b"x")
+        assert not Path(pool.ready["segment"]).exists()
+
+
+def test_killed_instance_is_replaced_and_its_execution_is_accounted_for(runtime_env: RuntimeEnv) -> None:
+    tasks = {"sleep": f"{HANDLERS}:sleep", "pid": f"{HANDLERS}:pid"}
+    with live_pool(runtime_env, tasks=tasks) as pool, pool.client() as client:
+        (instance,) = [i for i in pool.status()["instances"] if i["task"] == "sleep"]
+        waiting = client.submit("sleep", "30")
+        eventually(lambda: [i for i in pool.status()["instances"] if i["state"] == "busy"], 10)
+        os.kill(instance["pid"], signal.SIGKILL)
+        with pytest.raises(OutcomeUnknown):
+            waiting.result(20)
+        assert client.execute("sleep", "0") == b"slept"
+        assert int(client.execute("pid")) in {i["pid"] for i in pool.status()["instances"]}
+
+
+def test_zygote_killed_instances_go_on(runtime_env: RuntimeEnv) -> None:
+    with live_pool(runtime_env, tasks={"pid": f"{HANDLERS}:pid"}) as pool, pool.client() as client:
+        instance = int(client.execute("pid"))
+        (warden,) = children_of(pool.process.pid)
+        known = {instance, *(worker["pid"] for worker in pool.status()["workers"])}
+        (zygote,) = [pid for pid in children_of(warden) if pid not in known]
+        os.kill(zygote, signal.SIGKILL)
+        assert int(client.execute("pid")) == instance
+        os.kill(instance, signal.SIGKILL)
+
+        def replaced() -> bool:
+            try:
+                return int(client.execute("pid", timeout=20)) != instance
+            except (OutcomeUnknown, ExecutionFailed):
+                return False
+
+        eventually(replaced, 20)

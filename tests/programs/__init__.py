@@ -1,0 +1,1 @@
+"""Task programs that the tests run."""

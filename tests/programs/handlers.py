@@ -1,0 +1,42 @@
+"""Handlers of `python:` tasks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from spearpool.agent import Request
+
+__all__ = ["daemonise", "echo", "fail", "pid", "sleep", "upper"]
+
+
+def echo(request: Request) -> bytes:
+    return request.input
+
+
+def upper(request: Request) -> bytes:
+    return request.input.upper()
+
+
+def pid(request: Request) -> str:
+    return str(os.getpid())
+
+
+def sleep(request: Request) -> str:
+    """Sleep for as many seconds as the first argument says."""
+    time.sleep(float(request.args[0]))
+    return "slept"
+
+
+def fail(request: Request) -> None:
+    raise ValueError("this handler always fails")
+
+
+def daemonise(request: Request) -> str:
+    """Leave a daemon behind that has a session of its own and ignores SIGTERM; returns its pid."""
+    code = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    return child.stdout.readline().strip()

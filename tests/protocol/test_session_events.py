@@ -1,0 +1,52 @@
+"""What a session says is a closed union of frozen values, matched by class."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from spearpool.errors import RemoteProtocolError
+from spearpool.protocol.events import CloseReason
+from spearpool.protocol.messages import (
+    AuthRequest,
+    AuthResponse,
+    ConnectionClose,
+    MessageType,
+    SpearMessage,
+    Timestamp,
+)
+from spearpool.protocol.session_events import (
+    AuthenticationAnswered,
+    AuthenticationRequested,
+    Closed,
+    Received,
+    SessionEvent,
+    Violated,
+)
+
+EVENTS: list[SessionEvent] = [
+    AuthenticationRequested(1, AuthRequest("i", "token", "", "", {}), 300),
+    AuthenticationAnswered(AuthResponse(True), 300),
+    Received(SpearMessage(MessageType.CONNECTION_CLOSE, 1, Timestamp(0, 0), b""), ConnectionClose(), 131),
+    Violated(RemoteProtocolError("no")),
+    Closed(CloseReason.PEER),
+]
+
+
+def test_the_union_is_closed() -> None:
+    assert [type(event) for event in EVENTS] == list(get_args(SessionEvent))
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_events_are_frozen(event: SessionEvent) -> None:
+    with pytest.raises(AttributeError):
+        setattr(event, event.__struct_fields__[0], None)
+
+
+def test_events_match_by_position() -> None:
+    match EVENTS[2]:
+        case Received(message, ConnectionClose(reason), size_bytes):
+            assert (message.request_id, reason, size_bytes) == (1, "", 131)
+        case other:
+            pytest.fail(f"{other} did not match")
