@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 
 from echo_task import echo_bytes
 from pool_process import HERE, PoolProcess, median, started_pool
@@ -42,7 +42,7 @@ prefetch = 1
 """
 
 Call = Callable[[bytes], bytes]
-Submit = Callable[[bytes], "Future[bytes]"]
+Begin = Callable[[bytes], Callable[[], bytes]]
 
 
 def latencies_us(call: Call, seconds: float) -> list[float]:
@@ -57,16 +57,26 @@ def latencies_us(call: Call, seconds: float) -> list[float]:
     return found
 
 
-def per_second(submit: Submit, seconds: float) -> float:
+def begin_on_client(client: Client, task: str) -> Begin:
+    """Submit an execution; what is returned waits for its output."""
+
+    def begin(sent: bytes) -> Callable[[], bytes]:
+        future = client.submit(task, input=sent)
+        return lambda: future.result(30).output
+
+    return begin
+
+
+def per_second(begin_one: Begin, seconds: float) -> float:
     """Calls per second with `IN_FLIGHT` under way."""
-    waiting: deque[tuple[bytes, Future[bytes]]] = deque()
+    waiting: deque[tuple[bytes, Callable[[], bytes]]] = deque()
     count, begin = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds or waiting:
         while elapsed < seconds and len(waiting) < IN_FLIGHT:
             sent = b"input number %d, and some more bytes to make it look like something" % (count + len(waiting))
-            waiting.append((sent, submit(sent)))
-        sent, future = waiting.popleft()
-        check(sent, future.result(30))
+            waiting.append((sent, begin_one(sent)))
+        sent, answer = waiting.popleft()
+        check(sent, answer())
         count += 1
     return count / (time.perf_counter() - begin)
 
@@ -105,18 +115,18 @@ def run(rounds: int, seconds: float) -> dict[str, list[float]]:
                 "executor": lambda sent: executor.submit(echo_bytes, sent).result(),
                 "spearpool": lambda sent: client.execute("echo", input=sent),
             }
-            submits: dict[str, Submit] = {
-                "executor": lambda sent: executor.submit(echo_bytes, sent),
-                "spearpool": lambda sent: client.submit("echo", input=sent),
-                "spearpool_prefetch": lambda sent: client.submit("echo-prefetch", input=sent),
+            begins: dict[str, Begin] = {
+                "executor": lambda sent: executor.submit(echo_bytes, sent).result,
+                "spearpool": begin_on_client(client, "echo"),
+                "spearpool_prefetch": begin_on_client(client, "echo-prefetch"),
             }
             for _ in range(rounds):
                 for name, call in calls.items():
                     times = sorted(latencies_us(call, seconds))
                     found.setdefault(f"{name}_p50_us", []).append(times[len(times) // 2])
                     found.setdefault(f"{name}_p99_us", []).append(times[len(times) * 99 // 100])
-                for name, submit in submits.items():
-                    found.setdefault(f"{name}_per_second", []).append(per_second(submit, seconds))
+                for name, begin in begins.items():
+                    found.setdefault(f"{name}_per_second", []).append(per_second(begin, seconds))
                 for name, task in (("wire", "echo"), ("wire_prefetch", "echo-prefetch")):
                     rate = harness_per_second(pool, task, seconds)
                     found.setdefault(f"{name}_per_second", []).append(rate)

@@ -1,4 +1,4 @@
-"""A worker for tests of the dialling side: a real listener and real server sessions, driven line by line by the test."""
+"""A worker for tests of the dialling side: a real listener and real server sessions, driven by the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from spearpool.protocol.credentials import Identity, Role
 from spearpool.protocol.events import CloseReason
@@ -147,7 +147,7 @@ class StubWorker:
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
 
-    def __enter__(self) -> StubWorker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

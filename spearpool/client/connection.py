@@ -6,8 +6,8 @@ When its own answer has come, it passes the role to one that still waits (the le
 
 Two things have nobody who waits: the heartbeats of an idle connection, and executions whose answer goes to a `Future`.
 They are the keeper's, a background thread. It looks once a second, reads what is there if nobody else does, and is the
-reader itself while futures are open. Only the keeper completes futures, and never while it is the reader: what a program
-does in a future's callback, even a call on this very connection, holds up nobody but other callbacks.
+reader itself while futures are open. Only the keeper completes futures, and never while it is the reader: what a
+program does in a future's callback, even a call on this very connection, holds up nobody but other callbacks.
 
 Only the reader gives out answers. A request that has been given up is forgotten, so its late answer finds no one.
 """
@@ -62,6 +62,7 @@ class Connection:
         self._done: deque[_Call] = deque()
         self._read_at = time.monotonic()
         self._over = False
+        self._next_sweep = 0.0
         self._wake = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="spearpool-keeper", daemon=True)
         self._take(early)
@@ -113,6 +114,8 @@ class Connection:
             self._calls[call.number] = call
             if call.done is not None:
                 self._open_futures += 1
+            elif self._reader is None:
+                self._reader = call  # whoever read when we came has left
             elif self._reader is not call:
                 self._followers[call] = None
         self._line.flush()
@@ -165,7 +168,7 @@ class Connection:
             call.gate.release()
 
     def _pass_on(self) -> None:
-        """Give the role to the caller that has waited longest, or to nobody; then the keeper looks after the futures."""
+        """Give the role to the caller that has waited longest, or to nobody: the keeper then reads for the futures."""
         self._reader = next((call for call in self._followers if call.answer is None), None)
         if isinstance(self._reader, _Call):
             self._followers.pop(self._reader)
@@ -178,21 +181,15 @@ class Connection:
     def _keep(self) -> None:
         try:
             while not self._over or self._done:
-                if not self._open_futures and not self._done:
-                    self._wake.wait(_KEEPER_S)
-                self._wake.clear()
-                if self._become_reader():
+                reading = self._become_reader()
+                if reading:
                     self._read(_KEEPER_S if self._open_futures else 0.0)
                     with self._lock:
                         self._pass_on()
-                elif not self._done:
+                self._complete_futures()
+                if not self._over and not (reading and self._open_futures):
                     self._wake.wait(_KEEPER_S)
-                self._give_up_late_ones()
-                while self._done:
-                    call = self._done.popleft()
-                    assert call.done is not None
-                    assert call.answer is not None
-                    call.done(call.answer)
+                    self._wake.clear()
         finally:
             self._line.close()
 
@@ -203,9 +200,20 @@ class Connection:
                 return True
             return False
 
-    def _give_up_late_ones(self) -> None:
-        now = time.monotonic()
+    def _complete_futures(self) -> None:
+        self._give_up_late_ones(time.monotonic())
+        while self._done:
+            call = self._done.popleft()
+            assert call.done is not None
+            assert call.answer is not None
+            call.done(call.answer)
+
+    def _give_up_late_ones(self, now: float) -> None:
+        """Once a second at most: there may be thousands. The pool minds their deadlines; this is the net below."""
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _KEEPER_S
         with self._lock:
-            for number, call in list(self._calls.items()) if self._open_futures else ():
-                if call.done is not None and call.give_up_at <= now:
-                    self._settle(number, Overdue())
+            late = [n for n, call in self._calls.items() if call.done is not None and call.give_up_at <= now]
+            for number in late:
+                self._settle(number, Overdue())

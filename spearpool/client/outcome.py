@@ -65,7 +65,7 @@ _REFUSED: dict[int, type[RequestRefused]] = {
 
 
 def result_of(task: str, answer: Answer) -> ExecutionResult:
-    """The result, or the error that the answer means: an `ExecutionError`, `RequestRefused` or `AuthenticationError`."""
+    """The result, or what the answer means: an `ExecutionError`, `RequestRefused` or `AuthenticationError`."""
     match answer:
         case ExecuteResponse(status=ExecutionStatus.COMPLETED):
             return ExecutionResult(_output(answer), answer.exit_code, answer.duration_ms, _id(answer))
@@ -75,8 +75,8 @@ def result_of(task: str, answer: Answer) -> ExecutionResult:
             raise _refusal(task, answer)
         case Lost(why):
             raise OutcomeUnknown(
-                f"task {task!r}: the connection to the pool was lost ({why}) after the request was sent; its outcome is "
-                "unknown: it may or may not have taken effect",
+                f"task {task!r}: the connection to the pool was lost ({why}) after the request was sent; "
+                "its outcome is unknown: it may or may not have taken effect",
                 task=task,
             )
         case Overdue():

@@ -169,7 +169,7 @@ def _explained(wish: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfinementError(f"{wish}: {error.strerror}") from None
-    except ValueError as error:  # what setrlimit raises when a hard limit may not be exceeded
+    except (ValueError, OverflowError) as error:  # a hard limit may not be exceeded, or no such limit can be told
         raise ConfinementError(f"{wish}: {error}") from None
 
 

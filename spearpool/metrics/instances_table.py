@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from spearpool.errors import SegmentError
 from spearpool.protocol.identifiers import InstanceId
 
-from .layout import (
+from .names import read_name, write_name
+from .segment import Segment
+from .vocabulary import (
     LIMIT_FIELDS,
     LIMITS,
     NAME_BYTES,
@@ -26,8 +28,6 @@ from .layout import (
     InstanceStage,
     LimitLevel,
 )
-from .names import read_name, write_name
-from .segment import Segment
 
 __all__ = ["InstanceRow", "InstancesTable", "LimitState"]
 
@@ -115,7 +115,7 @@ class InstancesTable:
         self._set(row, "owner", connection)
 
     def set_limit(self, row: int, limit: int, value: int, level: LimitLevel) -> None:
-        """`limit` is a place in `layout.LIMITS`; the level is stored last and makes the limit visible."""
+        """`limit` is a place in `vocabulary.LIMITS`; the level is stored last and makes the limit visible."""
         self._set_limit(row, limit, value=value)
         self._set_limit(row, limit, level=level)
 

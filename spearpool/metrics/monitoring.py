@@ -32,7 +32,8 @@ from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from spearpool.protocol.messages import MessageType
 
 from .histogram import HISTOGRAM_WORDS, bucket_of
-from .layout import (
+from .seat import OTHER_NAME, Seat
+from .vocabulary import (
     CLOSE_REASONS,
     CLOSED,
     COUNTER,
@@ -47,7 +48,6 @@ from .layout import (
     InstanceStage,
     WorkerStage,
 )
-from .seat import OTHER_NAME, Seat
 
 __all__ = ["MonitoringService"]
 

@@ -5,7 +5,9 @@ A name is written before the count that makes it visible, and is never changed, 
 
 from __future__ import annotations
 
-from .layout import NAME_BYTES
+from .vocabulary import (
+    NAME_BYTES,
+)
 
 __all__ = ["NameTable", "fit", "read_name", "write_name"]
 

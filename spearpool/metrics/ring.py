@@ -20,7 +20,13 @@ from struct import Struct
 
 from spearpool.errors import SegmentError
 
-from .layout import NO_MESSAGE_TYPE, NO_TASK, RECORD_BYTES, RECORD_FORMAT, EventKind
+from .vocabulary import (
+    NO_MESSAGE_TYPE,
+    NO_TASK,
+    RECORD_BYTES,
+    RECORD_FORMAT,
+    EventKind,
+)
 
 __all__ = ["RingWriter"]
 

@@ -15,7 +15,10 @@ from typing import NamedTuple
 from spearpool.errors import SegmentError
 
 from .histogram import HISTOGRAM_WORDS, bucket_of
-from .layout import (
+from .names import NameTable
+from .ring import RingWriter
+from .segment import Segment
+from .vocabulary import (
     AGENT_FIELDS,
     BOARD,
     CLOSED,
@@ -27,9 +30,6 @@ from .layout import (
     ExecutionStage,
     SeatState,
 )
-from .names import NameTable
-from .ring import RingWriter
-from .segment import Segment
 
 __all__ = ["OTHER_NAME", "Board", "Loss", "Seat"]
 
@@ -49,8 +49,8 @@ class Loss(NamedTuple):
 class Seat:
     """One seat of a segment. Making one stores nothing; the occupant calls `occupy` before it writes.
 
-    `counters` and `gauges` are views of int64 words, indexed by `layout.COUNTER` and `layout.GAUGE`; `task_counters`
-    holds `TASK_WORDS` words per task column, `histograms` `HISTOGRAM_WORDS` for each of `layout.HISTOGRAMS`.
+    `counters` and `gauges` are views of int64 words, indexed by `COUNTER` and `GAUGE` of `vocabulary`; `task_counters`
+    holds `TASK_WORDS` words per task column, `histograms` holds `HISTOGRAM_WORDS` for each of `HISTOGRAMS`.
     """
 
     def __init__(self, segment: Segment, index: int) -> None:
@@ -126,7 +126,7 @@ class Seat:
     # What the occupant counts
 
     def add(self, counter: int, n: int = 1) -> None:
-        """Raise a counter; `counter` is a place in `layout.COUNTERS`."""
+        """Raise a counter; `counter` is a place in `vocabulary.COUNTERS`."""
         self.counters[counter] += n
 
     def add_task(self, column: int, stage: ExecutionStage, n: int = 1) -> None:
@@ -134,11 +134,11 @@ class Seat:
         self.task_counters[column * TASK_WORDS + stage] += n
 
     def observe(self, histogram: int, value: int) -> None:
-        """Add a value (ns or bytes) to one of `layout.HISTOGRAMS`."""
+        """Add a value (ns or bytes) to one of `vocabulary.HISTOGRAMS`."""
         _observe(self.histograms, histogram, value)
 
     def observe_task(self, column: int, histogram: int, value: int) -> None:
-        """Add a value to one of a task's `layout.TASK_HISTOGRAMS`."""
+        """Add a value to one of a task's `vocabulary.TASK_HISTOGRAMS`."""
         _observe(self._task_histograms, column * len(TASK_HISTOGRAMS) + histogram, value)
 
     def intern(self, name: str) -> int:

@@ -28,14 +28,16 @@ from .layout import (
     HEADER_WORDS,
     LAYOUT_VERSION,
     MAGIC,
-    OTHER,
-    RING_RECORDS,
     SCHEMA_OFFSET,
     Layout,
     Part,
     read_header,
 )
 from .names import NameTable, write_name
+from .vocabulary import (
+    OTHER,
+    RING_RECORDS,
+)
 
 __all__ = ["DEFAULT_RING_RECORDS", "MIN_RING_RECORDS", "Segment", "plan_ring_records", "sweep"]
 

@@ -1,6 +1,6 @@
 """The names of everything that is counted, recorded and told, each in one table; a name's place is its number.
 
-Only `layout`, which says where they lie, imports this module; everybody else finds the names there.
+`layout` says where they lie, and hands on the names that readers of a segment need.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -25,6 +26,8 @@ from spearpool.protocol.messages import (
 )
 from tests.conftest import deadline, eventually
 from tests.stub_worker import SECRET, Peer, StubWorker
+
+T = TypeVar("T")
 
 
 class Agent:
@@ -51,12 +54,17 @@ class Agent:
     def turn(self) -> None:
         self.conversation.turn(self.watch, 0.05)
 
-    def receives(self, count: int) -> list[Work]:
-        def enough() -> bool:
-            self.turn()
-            return len(self.work) >= count
+    def until(self, condition: Callable[[], T]) -> T:
+        """Read until it is true."""
 
-        eventually(enough)
+        def look() -> T:
+            self.turn()
+            return condition()
+
+        return eventually(look)
+
+    def receives(self, count: int) -> list[Work]:
+        self.until(lambda: len(self.work) >= count)
         return self.work
 
     def finish(self, work: Work, output: str = "done") -> None:
@@ -100,7 +108,7 @@ def test_what_is_in_hand_survives_the_connection(agent: Agent) -> None:
     peer.send_all(execute(1), execute(2), ExecuteRequest("t", "", [], {}))
     running, ended, nameless = agent.receives(3)
     peer.close()
-    eventually(lambda: agent.turn() or ended.line.closed)
+    agent.until(lambda: ended.line.closed)
     agent.finish(ended, "ended while disconnected")
     agent.finish(nameless)
     peer = agent.connect()
@@ -121,7 +129,7 @@ def test_a_cancel_reaches_the_execution_that_it_names(agent: Agent) -> None:
     peer.send_all(execute(1), execute(2))
     one, two = agent.receives(2)
     peer.send(Signal(SignalName.TERMINATE, execution_id="0-a-1-2"))
-    eventually(lambda: agent.turn() or two.request.cancelled.is_set())
+    agent.until(lambda: two.request.cancelled.is_set())
     assert not one.request.cancelled.is_set()
     assert not agent.conversation.stopping
     agent.finish(two)
@@ -134,12 +142,12 @@ def test_terminate_finishes_what_runs_and_refuses_what_is_new(agent: Agent, sign
     peer.send(execute(1))
     (running,) = agent.receives(1)
     refused = peer.send_all(Signal(signal), execute(2))[1]
-    eventually(lambda: agent.turn() or agent.conversation.stopping)
+    agent.until(lambda: agent.conversation.stopping)
     number, error = peer.expect(ErrorMessage)
     assert (number, error.error_code, error.message) == (refused, 503, "this instance is stopping")
-    assert not agent.conversation.over
+    over_before = agent.conversation.over
     agent.finish(running)
-    assert agent.conversation.over
+    assert (over_before, agent.conversation.over) == (False, True)
     assert peer.expect(ExecuteResponse)[1].output == "done"
 
 
@@ -154,7 +162,7 @@ def test_other_signals_change_nothing(agent: Agent, signal: SignalName | Custom)
 @pytest.mark.parametrize("reason", [CloseReason.REPLACED, CloseReason.REVOKED])
 def test_nobody_comes_back_who_is_not_wanted(agent: Agent, reason: CloseReason) -> None:
     agent.connect().leave(reason)
-    eventually(lambda: agent.turn() or agent.conversation.refused)
+    agent.until(lambda: agent.conversation.refused)
     assert agent.conversation.over
     assert str(agent.conversation.refused) == f"the pool does not want this instance any more: {reason.value}"
 
@@ -166,15 +174,13 @@ def test_a_planned_close_is_followed_by_a_new_connection(agent: Agent) -> None:
     agent.receives(1)
 
 
-def test_connections_that_do_not_last_are_tried_again_ever_later(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_that_do_not_last_are_tried_again_ever_later(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", lambda count: b"\xff" * count)
     waits = []
     for _ in range(4):
         agent.connect().close()
         began = time.monotonic()
-        eventually(lambda: agent.turn() or agent.conversation._line is None)
+        agent.until(lambda: agent.conversation._line is None)
         waits.append(agent.conversation._next_dial - began)
     assert waits[0] < 0.05 < waits[2] < waits[3]
 

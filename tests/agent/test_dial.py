@@ -111,5 +111,5 @@ def test_an_ipv6_address() -> None:
             sock.bind(("::1", 0))
         except OSError as error:
             pytest.skip(f"no IPv6 here: {error}")
-        with pytest.raises(ConnectionLost, match="cannot connect to ::1:.*refused"):
+        with pytest.raises(ConnectionLost, match=r"cannot connect to ::1:.*refused"):
             dial(Side.AGENT, "::1", sock.getsockname()[1], REQUEST, 5.0)

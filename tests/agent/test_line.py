@@ -85,7 +85,7 @@ def test_the_peers_close_ends_the_line(ends: tuple[Line, Peer]) -> None:
     peer.leave(CloseReason.DRAIN, "later")
     closed = read_until(line, Closed)
     assert closed == Closed(CloseReason.PEER, "drain: later") == line.closed
-    with pytest.raises(ConnectionLost, match="the connection is over .peer: drain: later."):
+    with pytest.raises(ConnectionLost, match=r"the connection is over \(peer: drain: later\)"):
         line.send(result(1), 1)
 
 

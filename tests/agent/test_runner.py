@@ -99,7 +99,9 @@ def test_much_data_both_ways_at_once() -> None:
     assert run("cat", request=Request("t", input=data)).output_data == data
 
 
-@pytest.mark.parametrize("script", ["exec 0<&-; sleep 0.1; echo enough", "head -c 3 >/dev/null; echo enough", "echo enough"])
+@pytest.mark.parametrize(
+    "script", ["exec 0<&-; sleep 0.1; echo enough", "head -c 3 >/dev/null; echo enough", "echo enough"]
+)
 def test_a_program_need_not_read_its_input(script: str) -> None:
     response = sh(script, input=b"x" * 2_000_000)
     assert (response.status, response.output) == (ExecutionStatus.COMPLETED, "enough\n")
@@ -111,7 +113,11 @@ def unstartable(tmp_path: Path) -> list[tuple[list[str], Request, str]]:
     return [
         (["no-such-program"], Request("t"), "cannot start 'no-such-program': No such file or directory; is it"),
         ([str(plain)], Request("t"), f"cannot start '{plain}': Permission denied; is it installed, executable"),
-        (["true"], Request("t", working_dir="/no/such"), "cannot start 'true' in '/no/such': No such file or directory"),
+        (
+            ["true"],
+            Request("t", working_dir="/no/such"),
+            "cannot start 'true' in '/no/such': No such file or directory",
+        ),
         (["true"], Request("t", args=["a\0b"]), "cannot start 'true': embedded null byte"),
         (["true"], Request("t", env={"A=B": "c"}), "cannot start 'true': illegal environment variable name"),
     ]
@@ -137,7 +143,7 @@ def test_at_the_deadline_the_whole_group_is_killed(tmp_path: Path) -> None:
     response = sh(script, deadline=began + 0.3)
     assert (response.status, response.output, response.exit_code) == (ExecutionStatus.TIMEOUT, "part\n", 137)
     assert response.error == "killed at its deadline"
-    assert all(eventually(lambda pid=pid: gone(int(pid))) for pid in pids.read_text().split())
+    eventually(lambda: all(gone(int(pid)) for pid in pids.read_text().split()))
 
 
 def test_a_cancel_kills_the_whole_group(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_orphans_that_ended_are_reaped(tmp_path: Path) -> None:
     sh(f"(setsid sh -c 'echo $$ > {note}' &); while [ ! -s {note} ]; do sleep 0.01; done")
     pid = int(note.read_text())
     assert pid in children_of(os.getpid()) or gone(pid)  # this process is a child subreaper, like an instance
-    eventually(lambda: run("true") and start_ticks(pid) is None)
+    eventually(lambda: run("true").exit_code == 0 and start_ticks(pid) is None)
 
 
 def test_runs_side_by_side_do_not_reap_each_other() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -16,6 +17,8 @@ from spearpool.protocol.environment import InstanceEnvironment
 from spearpool.protocol.messages import ExecuteRequest, Heartbeat, Signal, SignalName
 from tests.conftest import eventually
 from tests.stub_worker import SECRET, Peer, StubWorker
+
+T = TypeVar("T")
 
 
 class Instance:
@@ -31,6 +34,15 @@ class Instance:
 
     def turn(self) -> None:
         self.conversation.turn(self.main, 0.05)
+
+    def until(self, condition: Callable[[], T]) -> T:
+        """Read until it is true."""
+
+        def look() -> T:
+            self.turn()
+            return condition()
+
+        return eventually(look)
 
     @property
     def is_read_by_the_sentinel(self) -> bool:
@@ -58,7 +70,7 @@ def peer(worker: StubWorker, instance: Instance) -> Peer:
     peers: list[Peer] = []
     server = threading.Thread(target=lambda: peers.append(worker.accept()))
     server.start()
-    eventually(lambda: instance.turn() or peers)
+    instance.until(lambda: peers)
     server.join()
     return peers[0]
 
@@ -76,12 +88,13 @@ def test_while_a_handler_runs_heartbeats_are_answered_and_requests_taken(instanc
 
 
 def test_afterwards_the_main_thread_reads_again(instance: Instance, peer: Peer) -> None:
-    for number in range(3):
+    for _ in range(3):
         instance.sentinel.handler_begins()
         eventually(lambda: instance.is_read_by_the_sentinel)
         instance.sentinel.handler_ended()
         peer.send(ExecuteRequest("t", "", [], {}))
-        eventually(lambda number=number: instance.turn() or len(instance.work) == number + 1)
+        instance.until(lambda: instance.work)
+        instance.work.clear()
 
 
 def test_it_leaves_short_handlers_alone(instance: Instance, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +108,7 @@ def test_it_leaves_short_handlers_alone(instance: Instance, peer: Peer, monkeypa
 
 def test_it_reconnects_while_a_handler_runs(worker: StubWorker, instance: Instance, peer: Peer) -> None:
     peer.send(ExecuteRequest("t", "", [], {}, execution_id="0-a-1-1"))
-    eventually(lambda: instance.turn() or instance.work)
+    instance.until(lambda: instance.work)
     instance.sentinel.handler_begins()
     peer.close()
     again = worker.accept()
@@ -104,9 +117,7 @@ def test_it_reconnects_while_a_handler_runs(worker: StubWorker, instance: Instan
     instance.sentinel.handler_ended()
 
 
-def test_it_parks_when_idle_and_comes_back(
-    instance: Instance, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_parks_when_idle_and_comes_back(instance: Instance, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentinel_module, "_PARK_AFTER_S", 0.05)
     for _ in range(3):
         eventually(lambda: instance.sentinel._parked)
@@ -126,4 +137,4 @@ def test_handlers_at_the_limit_never_leave_two_readers_or_none(
         instance.sentinel.handler_ended()
         assert not instance.is_read_by_the_sentinel
     peer.send(ExecuteRequest("t", "", [], {}))
-    eventually(lambda: instance.turn() or instance.work)
+    instance.until(lambda: instance.work)

@@ -127,7 +127,8 @@ def test_the_fast_path_wakes_no_other_thread(worker: StubWorker) -> None:
 
 
 def voluntary_switches(pid: int, task: int) -> int:
-    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", Path(f"/proc/{pid}/task/{task}/status").read_text(), re.M)
+    status = Path(f"/proc/{pid}/task/{task}/status").read_text()
+    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
     assert found
     return int(found[1])
 
@@ -152,7 +153,7 @@ def test_a_handler_that_raises_fails_and_the_instance_goes_on(worker: StubWorker
         process.terminate()
         code, said = ended(process)
         assert code == 0
-        assert 'raise ValueError(words)\nValueError: too hot' in said
+        assert "raise ValueError(words)\nValueError: too hot" in said
 
 
 def test_executions_run_side_by_side_where_the_concurrency_allows(worker: StubWorker) -> None:

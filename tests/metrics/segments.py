@@ -11,8 +11,15 @@ from operator import xor
 from pathlib import Path
 from typing import NamedTuple
 
-from spearpool.metrics.layout import RECORD_BYTES, RECORD_FIELDS, RECORD_FORMAT, Layout
+from spearpool.metrics.layout import (
+    Layout,
+)
 from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
+    RECORD_BYTES,
+    RECORD_FIELDS,
+    RECORD_FORMAT,
+)
 from spearpool.processes import ProcessIdentity
 
 __all__ = ["Record", "RingReader", "new_segment"]

@@ -12,8 +12,16 @@ import pytest
 from spearpool.config import ResourceLimits
 from spearpool.errors import SegmentError
 from spearpool.metrics.instances_table import InstanceRow, InstancesTable, LimitState
-from spearpool.metrics.layout import LIMITS, OTHER, InstanceStage, Layout, LimitLevel
+from spearpool.metrics.layout import (
+    Layout,
+)
 from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
+    LIMITS,
+    OTHER,
+    InstanceStage,
+    LimitLevel,
+)
 from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from tests.conftest import deadline
 from tests.metrics.segments import new_segment

@@ -16,13 +16,15 @@ from spearpool.metrics.layout import (
     HEADER_WORDS,
     LAYOUT_VERSION,
     MAGIC,
-    OTHER,
     PAGE,
     SCHEMA_OFFSET,
     SPARE_TASKS,
     Layout,
     Part,
     read_header,
+)
+from spearpool.metrics.vocabulary import (
+    OTHER,
 )
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=15)

@@ -13,6 +13,12 @@ from spearpool.config import MonitoringConfig
 from spearpool.errors import ErrorCode
 from spearpool.metrics.histogram import HISTOGRAM_WORDS
 from spearpool.metrics.layout import (
+    SEAT_NAMES,
+)
+from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.seat import Seat
+from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
     CLOSE_REASONS,
     COUNTER,
     COUNTERS,
@@ -24,16 +30,12 @@ from spearpool.metrics.layout import (
     NO_MESSAGE_TYPE,
     NO_TASK,
     OTHER,
-    SEAT_NAMES,
     TASK_HISTOGRAMS,
     EventKind,
     ExecutionStage,
     InstanceStage,
     WorkerStage,
 )
-from spearpool.metrics.monitoring import MonitoringService
-from spearpool.metrics.seat import Seat
-from spearpool.metrics.segment import Segment
 from spearpool.protocol.events import (
     Authenticated,
     AuthenticationFailed,

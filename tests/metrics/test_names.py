@@ -3,8 +3,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spearpool.metrics.layout import NAME_BYTES
 from spearpool.metrics.names import NameTable, fit, read_name, write_name
+from spearpool.metrics.vocabulary import (
+    NAME_BYTES,
+)
 
 
 class Memory:

@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from spearpool.errors import SegmentError
-from spearpool.metrics.layout import NO_MESSAGE_TYPE, NO_TASK, EventKind, Layout
+from spearpool.metrics.layout import (
+    Layout,
+)
 from spearpool.metrics.ring import RingWriter
 from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
+    NO_MESSAGE_TYPE,
+    NO_TASK,
+    EventKind,
+)
 from tests.conftest import deadline
 from tests.metrics.segments import Record, RingReader, new_segment
 

@@ -11,21 +11,23 @@ import pytest
 from spearpool.errors import SegmentError
 from spearpool.metrics.histogram import HISTOGRAM_WORDS, bucket_of
 from spearpool.metrics.layout import (
+    SEAT_NAMES,
+    Layout,
+)
+from spearpool.metrics.seat import OTHER_NAME, Board, Loss, Seat
+from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
     BOARD,
     COUNTER,
     GAUGE,
     HISTOGRAM,
     OTHER,
-    SEAT_NAMES,
     TASK_HISTOGRAM,
     TASK_HISTOGRAMS,
     EventKind,
     ExecutionStage,
-    Layout,
     SeatState,
 )
-from spearpool.metrics.seat import OTHER_NAME, Board, Loss, Seat
-from spearpool.metrics.segment import Segment
 from tests.conftest import deadline
 from tests.metrics.segments import RingReader, new_segment
 

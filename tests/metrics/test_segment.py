@@ -20,18 +20,20 @@ from hypothesis import strategies as st
 from spearpool.errors import SegmentError
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import (
-    COUNTER,
     HEADER_BYTES,
     HEADER_WORDS,
-    HISTOGRAM,
-    OTHER,
     SPARE_TASKS,
-    EventKind,
-    ExecutionStage,
     Layout,
 )
 from spearpool.metrics.seat import Seat
 from spearpool.metrics.segment import DEFAULT_RING_RECORDS, MIN_RING_RECORDS, Segment, plan_ring_records, sweep
+from spearpool.metrics.vocabulary import (
+    COUNTER,
+    HISTOGRAM,
+    OTHER,
+    EventKind,
+    ExecutionStage,
+)
 from spearpool.processes import ProcessIdentity
 from tests.metrics.segments import EPOCH, new_segment
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import struct
 
 from spearpool.errors import ErrorCode
-from spearpool.metrics.layout import COUNTER_WORDS
+from spearpool.metrics.layout import (
+    COUNTER_WORDS,
+)
 from spearpool.metrics.vocabulary import (
     CLOSE_REASONS,
     CLOSED,

@@ -13,8 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from spearpool.metrics.layout import RECORD_BYTES, EventKind
 from spearpool.metrics.ring import RingWriter
+from spearpool.metrics.vocabulary import (
+    RECORD_BYTES,
+    EventKind,
+)
 from tests.metrics.segments import Record, RingReader
 
 

@@ -162,8 +162,8 @@ class Driver:
 
 
 @contextmanager
-def driving(directory: Path) -> Iterator[Driver]:
-    driver = Driver(Warden.start("test", serve_orders), directory)
+def driving(directory: Path, preload: Sequence[str] = ()) -> Iterator[Driver]:
+    driver = Driver(Warden.start("test", serve_orders, preload), directory)
     try:
         yield driver
     finally:

@@ -111,7 +111,8 @@ class Line:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(kind)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.set_hwm(high_water_mark)
+        self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a subscription beyond the mark would be dropped without a word
         # An interval of -1 would drop what has arrived but was not read yet, together with the connection.
         self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(_NO_CONNECTION)

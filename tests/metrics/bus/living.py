@@ -36,8 +36,8 @@ def monitoring(segment: Segment, seat: int) -> MonitoringService:
     return MonitoringService(place, MonitoringConfig())
 
 
-def write_messages(service: MonitoringService, count: int, slot: int = 0) -> None:
-    connection = ConnectionId(slot, 1, 7).pack()
+def write_messages(service: MonitoringService, count: int, slot: int = 0, connection: int = 0) -> None:
+    connection = connection or ConnectionId(slot, 1, 7).pack()
     for _ in range(count):
         service.record_message_event(connection, MessageType.HEARTBEAT, Direction.INCOMING, 99)
 
@@ -45,7 +45,9 @@ def write_messages(service: MonitoringService, count: int, slot: int = 0) -> Non
 class LivingBus:
     """`workers` and `instances` are what the bus describes; `errors` what its loop was told of."""
 
-    def __init__(self, segment: Segment, directory: Path, handlers: Mapping[str, Handler], high_water_mark: int) -> None:
+    def __init__(
+        self, segment: Segment, directory: Path, handlers: Mapping[str, Handler], high_water_mark: int
+    ) -> None:
         self.segment = segment
         self.rollup = Rollup(segment)
         self.workers: list[dict[str, Any]] = [{"slot": slot, "state": "ready"} for slot in range(2)]
@@ -81,15 +83,21 @@ class LivingBus:
         def run() -> None:
             try:
                 done.set_result(function())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
                 done.set_exception(error)
 
         self.loop.call_soon_threadsafe(run)
         return done.result(30)
 
     def publish(self) -> None:
-        """Publish now, whatever the timer says."""
-        self.call(lambda: self.bus._publisher.tick(time.monotonic(), time.time_ns()))
+        """Publish now what there is, counters and states included, whatever is due."""
+
+        def tick() -> None:
+            publisher = self.bus._publisher
+            publisher._counters_due = publisher._state_due = 0.0
+            publisher.tick(time.monotonic(), time.time_ns())
+
+        self.call(tick)
 
     def close(self) -> None:
         if not self.closed:

@@ -117,7 +117,9 @@ def test_a_refusal_keeps_its_code(
     assert living.errors == []
 
 
-@pytest.mark.parametrize(("command", "words"), [("bug", r"internal error: KeyError\('oops'\)"), ("unpackable", "object")])
+@pytest.mark.parametrize(
+    ("command", "words"), [("bug", r"internal error: KeyError\('oops'\)"), ("unpackable", "object")]
+)
 def test_a_bug_is_answered_and_reported(command: str, words: str, living: LivingBus) -> None:
     with pytest.raises(RequestRefused, match=words) as caught:
         ask(living.ask, command, {}, TIMEOUT_S)

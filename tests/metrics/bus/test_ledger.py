@@ -30,7 +30,9 @@ def test_the_ring_s_own_count_divides_the_loss() -> None:
     assert ledger.reached(TOPIC, 36, 14) is None
 
 
-@pytest.mark.parametrize(("sequence", "lost"), [(9, 1), (10, 0), (12, 4)], ids=["back", "found again", "more than gone"])
+@pytest.mark.parametrize(
+    ("sequence", "lost"), [(9, 1), (10, 0), (12, 4)], ids=["back", "found again", "more than gone"]
+)
 def test_a_contradiction_is_an_error(sequence: int, lost: int) -> None:
     ledger = Ledger()
     ledger.begin({TOPIC: (10, 1)})

@@ -10,6 +10,7 @@ from spearpool.metrics.layout import LAYOUT_VERSION
 from spearpool.packing import Packer, replace
 from tests.metrics.bus.living import living_bus, monitoring, write_messages
 
+PACKER: Packer[Snapshot] = Packer(Snapshot)
 FIELDS = Fields(("opened", "closed"), ("now",), ("received", "failed"), {0: "sum", 2: "other"})
 SNAPSHOT = Snapshot(
     layout_version=LAYOUT_VERSION,
@@ -39,12 +40,12 @@ def test_states_carry_the_moment() -> None:
 
 
 def test_it_travels() -> None:
-    assert Snapshot.unpack(Packer(Snapshot).pack(SNAPSHOT)) == SNAPSHOT
+    assert Snapshot.unpack(PACKER.pack(SNAPSHOT)) == SNAPSHOT
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\x80", Packer(Snapshot).pack(replace(SNAPSHOT, layout_version=LAYOUT_VERSION + 1))],
+    [b"", b"\x80", PACKER.pack(replace(SNAPSHOT, layout_version=LAYOUT_VERSION + 1))],
     ids=["nothing", "no fields", "another layout"],
 )
 def test_another_version_is_refused(body: bytes) -> None:

@@ -1,0 +1,233 @@
+"""The synchronous client: executes tasks on a running pool over one connection, from as many threads as you like.
+
+It dials on first use and again whenever the connection was lost, reading the token anew each time. It never sends an
+execution twice: a connection that is lost under one raises `OutcomeUnknown`, and the caller decides.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from math import ceil, inf
+from pathlib import Path
+from random import random
+from typing import Self, TypeVar
+
+from spearpool import __version__
+from spearpool.agent.dial import dial
+from spearpool.backoff import Backoff
+from spearpool.errors import ConfigError, ConnectionLost, ExecutionTimeout, PoolError
+from spearpool.protocol.messages import UNSET, AuthRequest, ExecuteRequest, UnsetType
+from spearpool.protocol.session import Side
+from spearpool.runtime_dir import RuntimeDir, find_pool
+
+from .connection import Connection
+from .outcome import Answer, ExecutionResult, result_of
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+
+_BACKOFF = Backoff(cap_s=1.0)
+_ANSWER_GRACE_S = 0.5
+"""How long after an execution's deadline the pool's own word about it is still waited for."""
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class Client:
+    """A client of the pool `name`, found by its runtime directory; or of any pool, by `address` and a token.
+
+    `address` is `HOST:PORT`, the token comes from `token`, `token_file`, or else the named pool's `client.token`.
+    `label` is how this client is called in events and metrics. `connect_timeout_s` is how long a call may take to get a
+    connection. Thread-safe; close it, or use it in a `with` block.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        address: str | None = None,
+        token: str | None = None,
+        token_file: Path | None = None,
+        label: str | None = None,
+        connect_timeout_s: float = 10.0,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._name = name
+        self._address = None if address is None else _parse(address)
+        self._token = token
+        self._token_file = token_file
+        self._label = label or f"python-{os.getpid()}"
+        self._connect_timeout_s = connect_timeout_s
+        self._environ = environ
+        self._dialling = threading.Lock()
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection. Executions under way raise `OutcomeUnknown`."""
+        with self._dialling:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def execute(
+        self,
+        task: str,
+        *args: str,
+        input: bytes = b"",  # noqa: A002 - what it is called everywhere else
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        """`run`, and only the output of it."""
+        return self.run(task, *args, input=input, env=env, timeout=timeout).output
+
+    def run(
+        self,
+        task: str,
+        *args: str,
+        input: bytes = b"",  # noqa: A002
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ExecutionResult:
+        """Execute a task and wait for its end; `timeout` in seconds, None for none.
+
+        Raises an `ExecutionError` when it did not complete (`ExecutionFailed`, `ExecutionTimeout`,
+        `ExecutionCancelled`, `OutcomeUnknown`), a `RequestRefused` when it was not accepted (`UnknownTask`,
+        `Overloaded`, `Draining`), and `NoSuchPool`, `AuthenticationError` or `ConnectionLost` when nothing was sent.
+        """
+        order = _Order(task, args, input, env or {}, timeout)
+        answer = self._connected(lambda connection: connection.call(order.request(), order.give_up_at))
+        return result_of(task, answer)
+
+    def submit(
+        self,
+        task: str,
+        *args: str,
+        input: bytes = b"",  # noqa: A002
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Future[ExecutionResult]:
+        """Send an execution and return at once. The future ends as `run` would; it cannot be cancelled.
+
+        Raises by itself when nothing could be sent. Callbacks of all futures run in one thread, one after another.
+        """
+        order = _Order(task, args, input, env or {}, timeout)
+        future: Future[ExecutionResult] = Future()
+        future.set_running_or_notify_cancel()
+
+        def done(answer: Answer) -> None:
+            try:
+                result = result_of(task, answer)
+            except Exception as error:  # noqa: BLE001 - it is the future's, whatever it is
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._connected(lambda connection: connection.submit(order.request(), order.give_up_at, done))
+        return future
+
+    def _connected(self, use: Callable[[Connection], T]) -> T:
+        """Call `use` with an open connection, and with another one after `ConnectionLost`: nothing was sent."""
+        deadline = time.monotonic() + self._connect_timeout_s
+        attempt = 0
+        while True:
+            try:
+                return use(self._open_connection(deadline))
+            except ConnectionLost:
+                delay_s = _BACKOFF.delay_s(attempt, random())
+                if self._closed or time.monotonic() + delay_s >= deadline:
+                    raise
+                attempt += 1
+                time.sleep(delay_s)
+
+    def _open_connection(self, deadline: float) -> Connection:
+        connection = self._connection
+        if connection is not None and connection.open:
+            return connection
+        if not self._dialling.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise ConnectionLost(f"no connection to the pool within {self._connect_timeout_s:g} s")
+        try:
+            if self._closed:
+                raise ConnectionLost("this client has been closed")
+            if self._connection is None or not self._connection.open:
+                self._connection = self._dial(deadline)
+            return self._connection
+        finally:
+            self._dialling.release()
+
+    def _dial(self, deadline: float) -> Connection:
+        host, port = self._address or self._find()
+        request = AuthRequest(self._label, self._read_token(), __version__, "client", {})
+        line, early = dial(Side.CLIENT, host, port, request, max(0.1, deadline - time.monotonic()))
+        connection = Connection(line, early)
+        connection.start()
+        return connection
+
+    def _find(self) -> tuple[str, int]:
+        pool = find_pool(self._name, self._environ)
+        return _LOOPBACK.get(pool.host, pool.host), pool.port
+
+    def _read_token(self) -> str:
+        if self._token is not None:
+            return self._token
+        if self._token_file is None:
+            return RuntimeDir.locate(self._name, self._environ).read_client_token()
+        try:
+            return self._token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise PoolError(f"cannot read the token file {self._token_file}: {error.strerror}") from None
+
+
+class _Order:
+    """What is asked for, ready to be put into a request at any moment: the time that remains is the request's."""
+
+    def __init__(
+        self, task: str, args: tuple[str, ...], data: bytes, env: Mapping[str, str], timeout_s: float | None
+    ) -> None:
+        self._task = task
+        self._args = list(args)
+        self._data = bytes(data) or None
+        self._env = dict(env)
+        self._timeout_s = timeout_s
+        self._ends_at = inf if timeout_s is None else time.monotonic() + timeout_s
+        self.give_up_at = self._ends_at + _ANSWER_GRACE_S
+
+    def request(self) -> ExecuteRequest:
+        """Raises `ExecutionTimeout` when no time remains."""
+        timeout: int | None = None
+        deadline_ms: int | UnsetType = UNSET
+        if self._timeout_s is not None:
+            left_s = self._ends_at - time.monotonic()
+            if left_s <= 0:
+                words = f"task {self._task!r}: no connection within {self._timeout_s:g} s; nothing was sent"
+                raise ExecutionTimeout(words, task=self._task)
+            timeout, deadline_ms = ceil(left_s), ceil(left_s * 1000)
+        return ExecuteRequest(
+            self._task,
+            "",
+            self._args,
+            self._env,
+            timeout=timeout,
+            input_data=self._data,
+            deadline_ms=deadline_ms,
+        )
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError("address", address, "HOST:PORT")
+    return host, int(port)

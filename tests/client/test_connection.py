@@ -1,0 +1,332 @@
+"""One connection under many threads: each answer to its request, the role of the reader passed on, futures, heartbeats."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from math import inf
+
+import pytest
+
+from spearpool.agent.dial import dial
+from spearpool.client import connection as connection_module
+from spearpool.client.connection import Connection
+from spearpool.client.outcome import Answer, Lost, Overdue
+from spearpool.errors import ConnectionLost, ErrorCode, LocalProtocolError
+from spearpool.protocol.credentials import Role
+from spearpool.protocol.events import CloseReason
+from spearpool.protocol.messages import (
+    AuthRequest,
+    ErrorMessage,
+    ExecuteRequest,
+    ExecuteResponse,
+    ExecutionStatus,
+    Heartbeat,
+)
+from spearpool.protocol.session import Side
+from tests.conftest import eventually
+from tests.stub_worker import SECRET, Peer, StubWorker, completed
+
+
+@pytest.fixture
+def worker() -> Iterator[StubWorker]:
+    with StubWorker(Role.CLIENT) as worker:
+        yield worker
+
+
+@pytest.fixture
+def connect(worker: StubWorker) -> Iterator[Callable[[], Connection]]:
+    """Connects; the stub's end is accepted by whoever plays it."""
+    connections: list[Connection] = []
+
+    def connect() -> Connection:
+        request = AuthRequest("me", SECRET, "1", "client", {})
+        connection = Connection(*dial(Side.CLIENT, "127.0.0.1", worker.port, request, 5.0))
+        connection.start()
+        connections.append(connection)
+        return connection
+
+    yield connect
+    for connection in connections:
+        connection.close()
+        assert not connection._keeper.is_alive()
+
+
+@pytest.fixture
+def ends(worker: StubWorker, connect: Callable[[], Connection]) -> tuple[Connection, Peer]:
+    """Both ends; the test itself plays the worker's."""
+    peers: list[Peer] = []
+    server = threading.Thread(target=lambda: peers.append(worker.accept()))
+    server.start()
+    connection = connect()
+    server.join()
+    return connection, peers[0]
+
+
+def ask(text: str) -> ExecuteRequest:
+    return ExecuteRequest("t", "", [text], {})
+
+
+def output(answer: Answer) -> str | None:
+    assert isinstance(answer, ExecuteResponse), answer
+    return answer.output
+
+
+def echo(peer: Peer) -> None:
+    for number, request in peer.requests():
+        peer.send(completed(request, request.args[0]), number)
+
+
+class Caller(threading.Thread):
+    """A call in a thread of its own."""
+
+    def __init__(self, connection: Connection, text: str, give_up_at: float = inf) -> None:
+        super().__init__()
+        self._call = lambda: connection.call(ask(text), give_up_at)
+        self._answer: Answer | Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = self._call()
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            self._answer = error
+
+    def answer(self) -> Answer | Exception:
+        self.join(10)
+        assert self._answer is not None, "no answer"
+        return self._answer
+
+
+def test_one_call_after_another(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    assert [output(connection.call(ask(str(n)), inf)) for n in range(100)] == [str(n) for n in range(100)]
+
+
+def test_many_threads_get_each_their_own_answer(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    def shuffle(peer: Peer) -> None:
+        """Answer in batches of up to 7, in any order."""
+        shuffler, held = random.Random(5), []
+        for number, request in peer.requests():
+            held.append((number, request))
+            if len(held) >= shuffler.randint(1, 7) or not peer.events:
+                shuffler.shuffle(held)
+                for number, request in held:
+                    peer.session.send(completed(request, request.args[0]), number)
+                peer.flush()
+                held.clear()
+
+    worker.play(shuffle)
+    connection = connect()
+    wrong: list[str] = []
+
+    def call_often(name: str) -> None:
+        for turn in range(100):
+            text = f"{name}-{turn}"
+            if output(connection.call(ask(text), inf)) != text:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=call_often, args=(str(n),)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+    assert connection._calls == {}
+    assert connection._followers == {}
+
+
+def test_the_role_of_the_reader_is_passed_on(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    callers, numbers = [], []
+    for text in "abc":
+        callers.append(Caller(connection, text))
+        numbers.append(peer.expect(ExecuteRequest)[0])
+    for index in (0, 2, 1):  # the first is the reader; when it leaves, the second reads for the third
+        request = ask("abc"[index])
+        peer.send(completed(request, request.args[0]), numbers[index])
+        answer = callers[index].answer()
+        assert isinstance(answer, ExecuteResponse)
+        assert answer.output == "abc"[index]
+
+
+def test_a_reader_that_gives_up_passes_the_role_on(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    impatient = Caller(connection, "a", time.monotonic() + 0.2)
+    peer.expect(ExecuteRequest)
+    patient = Caller(connection, "b")
+    number, request = peer.expect(ExecuteRequest)
+    assert impatient.answer() == Overdue()
+    peer.send(completed(request, "b"), number)
+    assert output(patient.answer()) == "b"  # type: ignore[arg-type]
+
+
+def test_a_late_answer_reaches_nobody(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    late = Caller(connection, "late", time.monotonic() + 0.05)
+    late_number, late_request = peer.expect(ExecuteRequest)
+    assert late.answer() == Overdue()
+    caller = Caller(connection, "next")
+    number, request = peer.expect(ExecuteRequest)
+    assert number != late_number
+    peer.send(completed(late_request, "late"), late_number)
+    peer.send(completed(request, "next"), number)
+    assert output(caller.answer()) == "next"  # type: ignore[arg-type]
+
+
+def test_a_follower_may_give_up_too(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    reader = Caller(connection, "a")
+    number, request = peer.expect(ExecuteRequest)
+    assert Caller(connection, "b", time.monotonic() + 0.05).answer() == Overdue()
+    peer.send(completed(request, "a"), number)
+    assert output(reader.answer()) == "a"  # type: ignore[arg-type]
+
+
+def test_news_of_a_running_execution_is_not_its_end(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    caller = Caller(connection, "a")
+    number, request = peer.expect(ExecuteRequest)
+    for status in (ExecutionStatus.RECEIVED, ExecutionStatus.STARTED, ExecutionStatus.RUNNING):
+        peer.send(ExecuteResponse("t", status), number)
+    peer.send(completed(request, "end"), number)
+    assert output(caller.answer()) == "end"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by", ["request id", "related id"])
+def test_an_error_belongs_to_its_request(ends: tuple[Connection, Peer], by: str) -> None:
+    connection, peer = ends
+    caller = Caller(connection, "a")
+    number, _ = peer.expect(ExecuteRequest)
+    error = ErrorMessage(ErrorCode.UNKNOWN, "no task", None, number)
+    peer.send(ErrorMessage(ErrorCode.INTERNAL, "about nothing of ours", None, None), 4711)
+    peer.send(error, number if by == "request id" else 4711)
+    assert caller.answer() == error
+
+
+def test_the_end_of_the_connection_is_everybodys(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    callers = [Caller(connection, text) for text in "abc"]
+    connection.submit(ask("d"), inf, answers.append)
+    for _ in range(4):
+        peer.expect(ExecuteRequest)
+    peer.leave(CloseReason.DRAIN)
+    assert [caller.answer() for caller in callers] == [Lost("peer: drain")] * 3
+    eventually(lambda: answers == [Lost("peer: drain")])
+    assert not connection.open
+    with pytest.raises(ConnectionLost):
+        connection.call(ask("e"), inf)
+    with pytest.raises(ConnectionLost):
+        connection.submit(ask("f"), inf, answers.append)
+
+
+def test_close_ends_what_is_under_way(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    caller = Caller(connection, "a")
+    connection.submit(ask("b"), inf, answers.append)
+    peer.expect(ExecuteRequest)
+    peer.expect(ExecuteRequest)
+    connection.close()
+    assert isinstance(caller.answer(), Lost)
+    assert len(answers) == 1
+    assert isinstance(answers[0], Lost)
+    assert peer.expect_closed().detail == "drain"
+
+
+def test_a_connection_that_ended_while_idle_is_noticed_before_anything_is_sent(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    time.sleep(2 * connection_module._STALE_S)
+    peer.close()
+    with pytest.raises(ConnectionLost):
+        eventually(lambda: connection.call(ask("a"), inf))
+
+
+def test_heartbeats_of_an_idle_connection_are_answered(ends: tuple[Connection, Peer]) -> None:
+    _, peer = ends
+    began = time.monotonic()
+    for sequence in range(2):
+        number = peer.ping(sequence)
+        answered, heartbeat = peer.expect(Heartbeat)
+        assert (answered, heartbeat.sequence) == (number, sequence)
+    assert time.monotonic() - began < 2 * connection_module._KEEPER_S + 5
+
+
+def test_heartbeats_are_answered_while_a_call_waits(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    caller = Caller(connection, "a")
+    number, request = peer.expect(ExecuteRequest)
+    peer.ping(7)
+    assert peer.expect(Heartbeat)[1].sequence == 7
+    peer.send(completed(request, "a"), number)
+    caller.join()
+
+
+def test_a_single_caller_wakes_no_other_thread(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    readers: set[str] = set()
+    take = connection._take
+
+    def note(events: list[object]) -> None:
+        if events:
+            readers.add(threading.current_thread().name)
+        take(events)  # type: ignore[arg-type]
+
+    connection._take = note  # type: ignore[method-assign, assignment]
+    for _ in range(500):
+        connection.call(ask("x"), inf)
+    assert readers == {threading.current_thread().name}
+
+
+def test_answers_without_a_caller_come_from_the_keeper(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    answers: list[tuple[str | None, str]] = []
+    for number in range(200):
+        connection.submit(
+            ask(str(number)), inf, lambda answer: answers.append((output(answer), threading.current_thread().name))
+        )
+        if number % 20 == 0:
+            assert output(connection.call(ask("between"), inf)) == "between"
+    eventually(lambda: len(answers) == 200)
+    assert sorted(int(text or "") for text, _ in answers) == list(range(200))
+    assert {name for _, name in answers} == {"spearpool-keeper"}
+
+
+def test_done_may_call_back(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    answers: list[str | None] = []
+    connection.submit(ask("a"), inf, lambda _: answers.append(output(connection.call(ask("again"), inf))))
+    eventually(lambda: answers == ["again"])
+
+
+def test_a_future_that_nobody_answers_ends(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    connection.submit(ask("a"), time.monotonic() + 0.05, answers.append)
+    number, request = peer.expect(ExecuteRequest)
+    eventually(lambda: answers == [Overdue()])
+    peer.send(completed(request, "late"), number)
+    peer.ping()
+    peer.expect(Heartbeat)
+    assert len(answers) == 1
+
+
+def test_a_request_that_cannot_be_sent_leaves_the_connection_usable(
+    worker: StubWorker, connect: Callable[[], Connection]
+) -> None:
+    worker.play(echo)
+    connection = connect()
+    with pytest.raises(LocalProtocolError):
+        connection.call(ask("\ud800"), inf)
+    with pytest.raises(LocalProtocolError):
+        connection.submit(ask("\ud800"), inf, pytest.fail)
+    assert output(connection.call(ask("x"), inf)) == "x"
+    assert connection._open_futures == 0
