@@ -140,12 +140,21 @@ class Peer:
 class StubWorker:
     """Listens on a port of the system's choice. Use it in a `with` block, which closes whatever it accepted."""
 
-    def __init__(self, role: Role = Role.AGENT) -> None:
+    def __init__(self, role: Role = Role.AGENT, *, listening: bool = True) -> None:
         self._role = role
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listening = threading.Event()
         self._peers: list[Peer] = []
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
+        if listening:
+            self.listen()
+
+    def listen(self) -> None:
+        """Until then connections are refused."""
+        self._listener.listen()
+        self._listening.set()
 
     def __enter__(self) -> Self:
         return self
@@ -187,6 +196,7 @@ class StubWorker:
         """In threads: accept connection after connection and run the script on each, until the block ends."""
 
         def accept_all() -> None:
+            self._listening.wait(60)
             with contextlib.suppress(OSError):
                 while True:
                     thread = threading.Thread(target=run, args=(self.accept(60.0),), daemon=True)

@@ -1,6 +1,6 @@
 """The work of the quick start: every top-level module of Python's own library through two tasks of a running pool.
 
-`analyse` (a Python handler) counts names and keywords, `sum` (the program sha256sum) hashes; each digest is checked here.
+`analyse` (a Python handler) counts names and keywords, `sum` (the program sha256sum) hashes; digests are checked here.
 """
 
 from __future__ import annotations

@@ -80,7 +80,12 @@ def issue(
     if rights and not client:
         raise click.UsageError("--right goes with --client")
     pool = pool_named(name)
-    arguments: dict[str, Any] = {"instance_id": instance_id, "task": task, "rights": list(rights or ("submit",)), "ttl_s": ttl_s}
+    arguments: dict[str, Any] = {
+        "instance_id": instance_id,
+        "task": task,
+        "rights": list(rights or ("submit",)),
+        "ttl_s": ttl_s,
+    }
     reply = _ask(pool, "token_issue", arguments)
     if as_json:
         print_json(reply)

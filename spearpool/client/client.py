@@ -108,7 +108,7 @@ class Client:
         `Overloaded`, `Draining`), and `NoSuchPool`, `AuthenticationError` or `ConnectionLost` when nothing was sent.
         """
         order = _Order(task, args, input, env or {}, timeout)
-        answer = self._connected(lambda connection: connection.call(order.request(), order.give_up_at))
+        answer = self._connected(order, lambda connection: connection.call(order.request(), order.give_up_at))
         return result_of(task, answer)
 
     def submit(
@@ -135,12 +135,12 @@ class Client:
             else:
                 future.set_result(result)
 
-        self._connected(lambda connection: connection.submit(order.request(), order.give_up_at, done))
+        self._connected(order, lambda connection: connection.submit(order.request(), order.give_up_at, done))
         return future
 
-    def _connected(self, use: Callable[[Connection], T]) -> T:
+    def _connected(self, order: _Order, use: Callable[[Connection], T]) -> T:
         """Call `use` with an open connection, and with another one after `ConnectionLost`: nothing was sent."""
-        deadline = time.monotonic() + self._connect_timeout_s
+        deadline = min(time.monotonic() + self._connect_timeout_s, order.ends_at)
         attempt = 0
         while True:
             try:
@@ -157,7 +157,7 @@ class Client:
         if connection is not None and connection.open:
             return connection
         if not self._dialling.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise ConnectionLost(f"no connection to the pool within {self._connect_timeout_s:g} s")
+            raise ConnectionLost("no connection to the pool in time: another thread of this client is still dialling")
         try:
             if self._closed:
                 raise ConnectionLost("this client has been closed")
@@ -201,15 +201,15 @@ class _Order:
         self._data = bytes(data) or None
         self._env = dict(env)
         self._timeout_s = timeout_s
-        self._ends_at = inf if timeout_s is None else time.monotonic() + timeout_s
-        self.give_up_at = self._ends_at + _ANSWER_GRACE_S
+        self.ends_at = inf if timeout_s is None else time.monotonic() + timeout_s
+        self.give_up_at = self.ends_at + _ANSWER_GRACE_S
 
     def request(self) -> ExecuteRequest:
         """Raises `ExecutionTimeout` when no time remains."""
         timeout: int | None = None
         deadline_ms: int | UnsetType = UNSET
         if self._timeout_s is not None:
-            left_s = self._ends_at - time.monotonic()
+            left_s = self.ends_at - time.monotonic()
             if left_s <= 0:
                 words = f"task {self._task!r}: no connection within {self._timeout_s:g} s; nothing was sent"
                 raise ExecutionTimeout(words, task=self._task)

@@ -44,7 +44,14 @@ Job = Callable[[list[str]], object]
 _ADOPTION_POLL_S = 0.0001
 _THREADS_GRACE_S = 0.2  # a thread that was joined may still be listed for a moment
 _MAX_TRACEBACK = 32 * 1024
-_OUR_FRAMES = {__file__, pkgutil.__file__, importlib.__file__, "<frozen importlib._bootstrap>"}
+_IMPORT_FRAMES = {
+    __file__,
+    pkgutil.__file__,
+    importlib.__file__,
+    "<frozen importlib._bootstrap>",
+    "<frozen importlib._bootstrap_external>",
+}
+"""Files that every failed import passes through before it reaches the task's own code."""
 
 
 class _Unforkable(Exception):
@@ -109,7 +116,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, _Unforkable):
         return str(error)
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename in _OUR_FRAMES:
+    while frames is not None and frames.tb_frame.f_code.co_filename in _IMPORT_FRAMES:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))[-_MAX_TRACEBACK:]
 

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .histogram import quantile
-from .layout import (
+from .names import NameTable
+from .segment import Segment
+from .vocabulary import (
     CLOSED,
     COUNTER,
     COUNTERS,
@@ -29,8 +31,6 @@ from .layout import (
     TASK_HISTOGRAMS,
     SeatState,
 )
-from .names import NameTable
-from .segment import Segment
 
 __all__ = ["Latency", "Rollup", "SeatLife"]
 

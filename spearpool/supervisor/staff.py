@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 
 from spearpool.config import Settings
 from spearpool.errors import InstanceStartError
+from spearpool.instances.instance import Instance
 from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed, ZygoteReady
 from spearpool.instances.lifecycle import longest_stop_s
-from spearpool.instances.instance import Instance
 from spearpool.instances.process_runtime import ProcessRuntime
 from spearpool.instances.surroundings import Surroundings
 from spearpool.log import get_logger

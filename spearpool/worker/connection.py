@@ -1,7 +1,7 @@
 """One TCP connection: a transport and a session, joined.
 
 What arrives goes into the session, and the events that come out go to the owner (the `ConnectionManager`). What the
-session queues is written once per turn of the loop, through the outbox.
+session queues is written once: at once if it answers what just arrived here, else at the end of the loop's turn.
 
 A connection that we close is half-closed first, and read (and ignored) for up to `LINGER_S`: closing a socket that
 still holds unread bytes resets it, and the peer might never see the last thing that we said.
@@ -244,13 +244,18 @@ class Connection(asyncio.Protocol):
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
+        if self.ended:
+            return
+        began_ns = time.monotonic_ns()
+        self.last_activity = now = began_ns * 1e-9
+        # what is said here to this very peer is written below: it need not go through the outbox
+        in_outbox, self.posted = self.posted, True
+        events = self.session.receive_data(data, now)
+        if events:
+            self._owner.happened(self, events, began_ns)
+        self.posted = in_outbox
         if not self.ended:
-            began_ns = time.monotonic_ns()
-            now = began_ns * 1e-9
-            self.last_activity = now
-            events = self.session.receive_data(data, now)
-            if events:
-                self._owner.happened(self, events, began_ns)
+            self.flush()
 
     def eof_received(self) -> bool:
         self._eof = True

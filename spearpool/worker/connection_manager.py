@@ -229,7 +229,7 @@ class ConnectionManager:
     def opened(self, connection: Connection) -> None:
         self._sockets[connection.number] = self._live[connection.number] = connection
         self._empty.clear()
-        self._tell(connection, Connected(connection.remote_addr))
+        self._tell(connection, Connected(connection.remote_addr if self._listeners else ""))  # asking costs a system call
         self._arm(connection)
         limit = self._config.max_connections
         if len(self._live) > limit:
@@ -257,8 +257,6 @@ class ConnectionManager:
                 case _:
                     assert_never(event)
             at_ns = time.monotonic_ns()
-        if not connection.posted:
-            self._outbox.post(connection)
 
     def sent(self, connection: Connection, messages: Sequence[tuple[MessageType, int]]) -> None:
         if self._monitoring is not None:
@@ -326,15 +324,15 @@ class ConnectionManager:
             return
         now = time.monotonic()
         connection.shut(linger=self._closing or len(self._sockets) - len(self._live) <= MAX_LINGERING)
-        self._arm(connection)
+        if connection.linger_until < inf:
+            self._arm(connection)
         if reason is CloseReason.HEARTBEAT_TIMEOUT:
             self._tell(connection, HeartbeatTimeout(now - connection.last_activity))
         self._tell(connection, Disconnected(reason, connection.authenticated, now - connection.connected_at))
         peer = connection.session.peer
         if peer is not None:
-            key = _agent_key(peer)
-            if self._agents.get(key) is connection:
-                del self._agents[key]
+            if peer.role is Role.AGENT and self._agents.get(_agent_key(peer)) is connection:
+                del self._agents[_agent_key(peer)]
             self._handler.closed(connection, reason)
 
     def _tell(self, connection: Connection, event: ConnectionEvent) -> None:
@@ -353,9 +351,9 @@ class ConnectionManager:
     # -------------------------------------------------------------------------------------------------------- timers
 
     def _arm(self, connection: Connection) -> None:
-        """Look at the connection when it next wants it. Its deadline mostly moves away: then it is put back."""
+        """Look at the connection when it next wants it. Its deadline mostly moves away: then it is put back later."""
         when = connection.next_deadline()
-        self._deadlines.set(connection.number, when)
+        self._deadlines.advance(connection.number, when)
         if when < self._wake_at - TIMER_GRAIN_S:
             self._wake(when)
 

@@ -41,6 +41,11 @@ class Deadlines(Generic[K]):
             self._heap = [(when, key) for key, when in self._when.items()]
             heapq.heapify(self._heap)
 
+    def advance(self, key: K, when: float) -> None:
+        """Set the key's deadline, unless it has an earlier one."""
+        if when < self._when.get(key, inf):
+            self.set(key, when)
+
     def discard(self, key: K) -> None:
         self._when.pop(key, None)
 

@@ -6,9 +6,7 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from spearpool.instances.confine import status_pipe
 from spearpool.instances.launch import ForkSpec
 from spearpool.instances.zygote_messages import Fork, Forked, FromZygote, Imported, ImportFailed, WardenEnd, warden_end
 from spearpool.processes import children_of
-from tests.conftest import TIME_SCALE
+from tests.conftest import TIME_SCALE, eventually
 
 pytestmark = pytest.mark.process
 
@@ -161,7 +159,6 @@ def serve(): print(random.random(), numpy.random.random())
 
 
 def test_numpy_starts_no_threads(started: Any) -> None:
-    """Its import would have been refused otherwise; and an explicit wish of the task's is kept."""
     body = "import numpy\ndef serve(): print(len(os.listdir('/proc/self/task')))"
     harness = started(body)
     assert len(os.listdir(f"/proc/{harness.process.pid}/task")) == 1
@@ -170,19 +167,13 @@ def test_numpy_starts_no_threads(started: Any) -> None:
 
 
 def test_output_is_seen_while_the_instance_runs(started: Any) -> None:
-    body = "def serve(): print('line'); os.write(1, b'raw\\\\n'); time.sleep(600)"
-    harness = started(body)
+    harness = started("def serve(): print('line'); time.sleep(600)")
     pid, _ = harness.fork()
-    end = os.open(harness.log, os.O_RDONLY)
     try:
-        text = b""
-        while not text.endswith(b"raw\n"):
-            text += os.read(end, 100)
+        eventually(lambda: harness.log.read_text() == "line\n")
     finally:
-        os.close(end)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert text == b"line\nraw\n"
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_what_the_import_printed_is_printed_once(started: Any) -> None:
@@ -196,12 +187,14 @@ def test_an_instance_holds_nothing_of_its_zygote(started: Any) -> None:
     body = "def serve():\n    print(sorted(map(int, os.listdir('/proc/self/fd')))[:4], flush=True)\n    time.sleep(600)"
     harness = started(body)
     pid, _ = harness.fork()
-    harness.process.kill()
-    with pytest.raises(ChannelClosed):  # though the instance lives
-        harness.hear()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert harness.log.read_text() == "[0, 1, 2, 3]\n"  # 3: the listing itself
+    try:
+        eventually(lambda: harness.log.read_text() == "[0, 1, 2, 3]\n")  # 3: the listing itself
+        harness.process.kill()
+        with pytest.raises(ChannelClosed):  # though the instance lives
+            harness.hear()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_without_a_warden_it_ends(started: Any) -> None:
@@ -275,7 +268,9 @@ def test_a_target_that_cannot_be_imported(tmp_path: Path, text: str, target: str
 
 def test_a_target_with_threads_is_refused(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\ndef f(r): pass\n"
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=[600], daemon=True).start()\n"
+        "def f(request): pass\n"
     )
     assert refused(tmp_path, "task:f").startswith("importing this target leaves 2 threads running")
 
@@ -296,9 +291,5 @@ def test_modules_beside_the_task_take_no_one_elses_place(tmp_path: Path, started
 def test_the_channel_is_not_inherited_by_programs(started: Any) -> None:
     body = "import subprocess\ndef serve(): subprocess.run(['ls', '/proc/self/fd'], close_fds=False)"
     harness = started(body)
-    assert not os.get_inheritable(harness.channel.fileno())
     assert harness.run() == 0
     assert harness.log.read_text().split() == ["0", "1", "2", "3"]
-    assert isinstance(harness.channel, WardenEnd.__origin__ if hasattr(WardenEnd, "__origin__") else WardenEnd)
-    assert socket.AF_UNIX
-    assert sys.executable

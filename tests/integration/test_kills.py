@@ -9,7 +9,9 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -34,7 +36,7 @@ class Load:
     wrong: list[object] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(self.clients)]
         for thread in self.threads:
             thread.start()
@@ -73,7 +75,7 @@ def test_workers_killed_under_load(runtime_env: RuntimeEnv) -> None:
                 victim = chance.choice([w for w in pool.status()["workers"] if w["state"] == "ready"])
                 os.kill(victim["pid"], signal.SIGKILL)
                 killed_at = time.monotonic()
-                eventually(lambda: _all_back(pool, victim["pid"]), 10)
+                eventually(partial(_all_back, pool, victim["pid"]), 10)
                 assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
                 while time.monotonic() < begin + (kill + 1) * SECONDS / KILLS:
                     time.sleep(0.01)

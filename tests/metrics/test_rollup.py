@@ -13,7 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spearpool.config import MonitoringConfig
-from spearpool.metrics.layout import (
+from spearpool.metrics.layout import Layout
+from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.rollup import Latency, Rollup
+from spearpool.metrics.seat import Seat
+from spearpool.metrics.segment import Segment
+from spearpool.metrics.vocabulary import (
     CLOSED,
     COUNTER,
     COUNTERS,
@@ -21,13 +26,8 @@ from spearpool.metrics.layout import (
     TASK_COUNTERS,
     EventKind,
     ExecutionStage,
-    Layout,
     SeatState,
 )
-from spearpool.metrics.monitoring import MonitoringService
-from spearpool.metrics.rollup import Latency, Rollup
-from spearpool.metrics.seat import Seat
-from spearpool.metrics.segment import Segment
 from spearpool.protocol.events import Authenticated, CloseReason, Connected, Direction, Disconnected
 from spearpool.protocol.messages import MessageType
 from tests.conftest import deadline
@@ -132,8 +132,6 @@ def test_it_agrees_with_the_plain_reader(steps: list[int], tmp_path_factory: pyt
             expected = model.read()
             assert [tuple(record) for record in records.tolist()] == expected
             assert (first + len(records), lost) == (model.next, model.lost)
-        del rollup, records
-    """`del` before the segment is closed, so that its memory goes with it."""
 
 
 def sealed_segment(directory: Path) -> Any:
@@ -191,7 +189,7 @@ def test_a_writer_at_full_speed_is_read_whole_or_counted(tmp_path: Path) -> None
                     for field in ("sequence", "time_ns", "connection", "instance", "duration_ns", "size"):
                         assert (records[field].astype(np.uint64) == expected).all()
                     read += len(records)
-                    pytest.fail("the writer is stuck") if deadline(0) > end else None
+                    assert deadline(0) < end, "the writer is stuck"
             finally:
                 writer.kill()
         assert read + rollup.position(0)[1] == count

@@ -3,15 +3,20 @@
 It is what a program written for SPEAR looks like. It answers each execution with its input in upper case.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import socket
 import struct
 import sys
 import time
+from typing import Any, BinaryIO
+
+__all__ = ["main"]
 
 
-def send(sock, kind, request_id, payload):
+def send(sock: socket.socket, kind: str, request_id: int, payload: object) -> None:
     now = time.time_ns()
     body = json.dumps(
         {
@@ -25,7 +30,7 @@ def send(sock, kind, request_id, payload):
     sock.sendall(struct.pack(">I", len(body)) + body)
 
 
-def receive(stream):
+def receive(stream: BinaryIO) -> tuple[str, int, Any]:
     prefix = stream.read(4)
     if len(prefix) < 4:
         sys.exit(0)
@@ -34,7 +39,7 @@ def receive(stream):
     return message["message_type"], message["request_id"], json.loads(payload) if payload else None
 
 
-def main():
+def main() -> None:
     sock = socket.socket()
     sock.connect(("127.0.0.1", int(os.environ["SPEAR_COMMUNICATION_PORT"])))
     stream = sock.makefile("rb")

@@ -35,6 +35,7 @@ def test_everything_is_there_and_then_gone(runtime_env: RuntimeEnv) -> None:
     settings = _settings(runtime_env, workers=3)
     with _open(runtime_env, settings) as premises:
         path = premises.segment.path
+        assert path is not None
         assert path.exists()
         assert len(premises.listeners.sockets) == 3
         assert premises.identity.pid == os.getpid()
@@ -51,6 +52,7 @@ def test_second_pool_of_the_name_is_refused_and_the_first_is_untouched(runtime_e
     with _open(runtime_env, settings) as premises:
         with pytest.raises(PoolAlreadyRunning, match=f"pid {os.getpid()}"), _open(runtime_env, settings):
             pass
+        assert premises.segment.path is not None
         assert premises.segment.path.exists()
 
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spearpool.metrics.layout import (
+from spearpool.metrics.vocabulary import (
     CLOSE_REASONS,
     DIRECTIONS,
     NO_MESSAGE_TYPE,

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spearpool.metrics.layout import COUNTERS, GAUGES, LAYOUT_VERSION, RECORD_BYTES, TASK_COUNTERS
+from spearpool.metrics.layout import LAYOUT_VERSION
+from spearpool.metrics.vocabulary import COUNTERS, GAUGES, RECORD_BYTES, TASK_COUNTERS
 from spearpool.packing import Packer, replace, to_plain
 
 from .frames import MAX_BODY_BYTES, Encoding, Header, Topic, event_topic, name_topic, scope_of, topic

@@ -17,7 +17,7 @@ from typing import Any, Self
 import zmq
 
 from spearpool.errors import NoSuchPool
-from spearpool.metrics.layout import OTHER
+from spearpool.metrics.vocabulary import OTHER
 from spearpool.packing import Packer
 
 from .frames import Header, Topic, slot_of, topic, worker_prefixes

@@ -70,7 +70,6 @@ def test_no_room_for_a_socket_is_an_error(tmp_path: Path) -> None:
         finally:
             bus.close()
             loop.close()
-        del bus
 
 
 def test_a_description_that_fails_is_reported_and_the_bus_goes_on(tmp_path: Path) -> None:

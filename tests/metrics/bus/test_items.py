@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from spearpool.metrics.bus.items import Account, Gap, InstanceState, WorkerState, decode_events, plain
-from spearpool.metrics.layout import ExecutionStage, InstanceStage, WorkerStage
 from spearpool.metrics.monitoring import MonitoringService
 from spearpool.metrics.rollup import Rollup
+from spearpool.metrics.vocabulary import ExecutionStage, InstanceStage, WorkerStage
 from spearpool.protocol.events import (
     Authenticated,
     AuthenticationFailed,
@@ -108,7 +108,6 @@ def test_a_record_becomes_a_line(kind: str, record: Record, expected: dict[str, 
         rollup = Rollup(segment)
         _, records, _ = rollup.new_records(2)
         (event,) = decode_events(records.tobytes(), 1, rollup.names(2), rollup.task_names())
-        del rollup, records
     line = plain(event)
     assert list(line)[:5] == ["kind", "seq", "time", "worker", "type"]
     assert line.pop("time") == pytest.approx(event.time)
@@ -121,7 +120,6 @@ def test_an_unknown_name_is_other(tmp_path: Path) -> None:
         rollup = Rollup(segment)
         _, records, _ = rollup.new_records(0)
         (event,) = decode_events(records.tobytes(), 0, ["", "other"], {})
-        del rollup, records
     assert event.instance_id == "other"
 
 

@@ -9,9 +9,10 @@ import pytest
 from spearpool.metrics.bus.frames import MAX_BODY_BYTES, Encoding, Header, Topic, topic
 from spearpool.metrics.bus.publisher import COUNTERS_INTERVAL_S, HEARTBEAT_INTERVAL_S, STATE_INTERVAL_S, Publisher
 from spearpool.metrics.bus.snapshot import Snapshot
-from spearpool.metrics.layout import RECORD_BYTES, Layout
+from spearpool.metrics.layout import Layout
 from spearpool.metrics.monitoring import MonitoringService
 from spearpool.metrics.rollup import Rollup
+from spearpool.metrics.vocabulary import RECORD_BYTES
 from spearpool.packing import Packer
 from spearpool.protocol.events import Authenticated
 from tests.metrics.bus.living import monitoring, write_messages
