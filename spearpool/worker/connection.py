@@ -89,7 +89,6 @@ class Connection(asyncio.Protocol):
         "client_type",
         "client_version",
         "connected_at",
-        "connection_id",
         "ended",
         "executions",
         "heartbeat_sequence",
@@ -105,7 +104,7 @@ class Connection(asyncio.Protocol):
         self,
         owner: Owner,
         outbox: Outbox,
-        connection_id: ConnectionId,
+        number: int,
         settings: SessionSettings,
         max_unsent_bytes: int,
     ) -> None:
@@ -119,8 +118,7 @@ class Connection(asyncio.Protocol):
         self._patience_s = settings.heartbeat_timeout_s
         self._patient_until = 0.0
         self._eof = False
-        self.connection_id = connection_id
-        self.number = connection_id.pack()
+        self.number = number
         self.session = Session(Side.SERVER, settings, now)
         self.connected_at = now
         self.last_activity = now
@@ -134,6 +132,10 @@ class Connection(asyncio.Protocol):
         self.posted = False
         self.ended = False
         self.linger_until = inf
+
+    @property
+    def connection_id(self) -> ConnectionId:
+        return ConnectionId.unpack(self.number)
 
     @property
     def remote_addr(self) -> str:

@@ -128,8 +128,7 @@ class ConnectionManager:
         self._verifier = verifier
         self._handler = _NoTasks() if handler is None else handler
         self._monitoring = monitoring
-        self._slot = slot
-        self._incarnation = incarnation
+        self._first_number = ConnectionId(slot, incarnation, 0).pack()
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop) if outbox is None else outbox
         self._listeners: list[Listener] = []
@@ -223,12 +222,11 @@ class ConnectionManager:
 
     def _new_connection(self) -> Connection:
         self._counter += 1
-        connection_id = ConnectionId(self._slot, self._incarnation, self._counter)
-        return Connection(self, self._outbox, connection_id, self._settings, 2 * self._config.max_message_size)
+        number = self._first_number + self._counter
+        return Connection(self, self._outbox, number, self._settings, 2 * self._config.max_message_size)
 
     def opened(self, connection: Connection) -> None:
         self._sockets[connection.number] = self._live[connection.number] = connection
-        self._empty.clear()
         self._tell(connection, Connected(connection.remote_addr if self._listeners else ""))  # asking costs a system call
         self._arm(connection)
         limit = self._config.max_connections
@@ -272,7 +270,7 @@ class ConnectionManager:
     def gone(self, connection: Connection) -> None:
         del self._sockets[connection.number]
         self._deadlines.discard(connection.number)
-        if not self._sockets:
+        if self._closing and not self._sockets:
             self._empty.set()
 
     # ----------------------------------------------------------------------------------------------- what we do then
@@ -291,7 +289,7 @@ class ConnectionManager:
             self._end(connection, CloseReason.AUTHENTICATION)
             return
         now = time.monotonic()
-        connection.session_id = f"s{str(connection.connection_id)[1:]}"
+        connection.session_id = f"s-{connection.number:x}"
         connection.session.accept(found, connection.session_id, __version__)
         connection.authenticated_at = now
         connection.client_type = request.client_type

@@ -228,12 +228,6 @@ except OSError as error:
     assert log.read_text() == "Cannot allocate memory\n"
 
 
-def test_cpu_time_ends_by_signal_then_for_good(tmp_path: Path) -> None:
-    body = "trap '' XCPU; while :; do :; done"
-    limits = ResourceLimits(cpu_seconds=1)
-    assert confined(tmp_path / "log", lambda: execute(["sh", "-c", body], PATH), limits=limits) == ("", -signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     ("limits", "words"),
     [

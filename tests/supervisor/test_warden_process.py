@@ -378,7 +378,7 @@ def test_an_instance_killed_in_its_first_moment_is_launched_and_ended(driver: Dr
 
 def test_a_supervisor_that_does_not_listen_blocks_nothing(driver: Driver) -> None:
     """More reports than the socket holds; requests are served all the while, and no report is lost."""
-    for _ in range(330):
+    for _ in range(300):
         driver.program(["no-such-program"])
     marker = driver.directory / "marker"
     last = driver.program(["touch", str(marker)])

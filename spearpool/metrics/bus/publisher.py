@@ -26,7 +26,7 @@ from .snapshot import Fields, Snapshot
 if TYPE_CHECKING:  # whoever only subscribes or asks need not load numpy
     from spearpool.metrics.rollup import Rollup
 
-__all__ = ["COUNTERS_INTERVAL_S", "HEARTBEAT_INTERVAL_S", "Describe", "Publisher"]
+__all__ = ["COUNTERS_INTERVAL_S", "HEARTBEAT_INTERVAL_S", "STATE_INTERVAL_S", "Describe", "Publisher"]
 
 COUNTERS_INTERVAL_S = 0.25
 STATE_INTERVAL_S = 0.5
@@ -95,6 +95,8 @@ class Publisher:
             self._look_who_listens()
         elif verb == b"\x01":
             self._publish_rings(time_ns)
+            self._publish_counters(time_ns)
+            self._publish_states(time_ns)
             body = _PACKER.pack(self._state(time_ns))
             self._send((prefix, self._header(Encoding.MSGPACK, 1, 0, time_ns).pack(), body))
 
@@ -123,8 +125,7 @@ class Publisher:
             self._publish_counters(time_ns)
         if now >= self._state_due:
             self._state_due = now + STATE_INTERVAL_S
-            self._publish_workers(time_ns)
-            self._publish_instances(time_ns)
+            self._publish_states(time_ns)
         if now >= self._heartbeat_due:
             self._heartbeat_due = now + HEARTBEAT_INTERVAL_S
             self.heartbeat(time_ns)
@@ -160,6 +161,10 @@ class Publisher:
                 if self._told.get(name) != words:
                     self._told[name] = words
                     self._publish(name, Encoding.INT64, words, time_ns)
+
+    def _publish_states(self, time_ns: int) -> None:
+        self._publish_workers(time_ns)
+        self._publish_instances(time_ns)
 
     def _publish_workers(self, time_ns: int) -> None:
         if not self._wants_some(Topic.WORKERS):

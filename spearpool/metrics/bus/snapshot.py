@@ -53,7 +53,7 @@ class Snapshot(Section, frozen=True, kw_only=True):
     workers: list[dict[str, Any]]
     instances: list[dict[str, Any]]
     totals: dict[str, int] = {}
-    latencies: dict[str, dict[str, float | None]] = {}
+    latencies: dict[str, dict[str, int | float | None]] = {}
 
     @classmethod
     def unpack(cls, body: bytes) -> Snapshot:

@@ -12,7 +12,8 @@ from spearpool.errors import PoolError
 from spearpool.metrics.bus import Bus, Event, Subscriber, ask
 from spearpool.metrics.layout import Layout
 from spearpool.metrics.rollup import Rollup
-from tests.conftest import eventually
+from tests.architecture import loaded_packages
+from tests.conftest import TIME_SCALE, eventually
 from tests.metrics.bus.living import living_bus, monitoring, write_messages
 from tests.metrics.segments import new_segment
 
@@ -100,3 +101,20 @@ def test_a_second_subscriber_joins_without_disturbing_the_first(tmp_path: Path) 
                 assert sum(isinstance(item, Event) for item in second.items(time.monotonic() + 0.2)) == 5
             first.stop()
             assert sum(isinstance(item, Event) for item in items) == 15
+
+
+def test_a_subscriber_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with living_bus(tmp_path) as living:
+        writer = monitoring(living.segment, 0)
+        with Subscriber(living.live, high_water_mark=1) as subscriber:
+            list(subscriber.items(until=0.0))
+            for _ in range(50):
+                write_messages(writer, 1000)
+                living.publish()
+            began = time.monotonic()
+            living.close()
+            assert time.monotonic() - began < 5 * TIME_SCALE
+
+
+def test_who_only_asks_need_not_load_numpy() -> None:
+    assert loaded_packages("spearpool.metrics.bus", Path(__file__).parents[3]) & {"numpy", "click", "rich"} == set()

@@ -204,13 +204,17 @@ def test_a_heartbeat_says_where_every_wanted_topic_stands(stage: Stage) -> None:
     assert of(Topic.HEARTBEAT, stage.tick(HEARTBEAT_INTERVAL_S / 2))
 
 
-def test_a_snapshot_follows_what_was_written_before_it(stage: Stage) -> None:
-    stage.subscribe(b"sp1.e.")
+def test_a_snapshot_follows_everything_that_was_before_it(stage: Stage) -> None:
+    stage.subscribe(b"sp1.e.", b"sp1.c.", b"sp1.w.", b"sp1.i.")
     write_messages(stage.writer, 7)
+    stage.instances = [{"instance_id": "sum-0-1"}]
     snapshot = stage.snapshot()
-    assert [name for name, _, _ in stage.sent] == [EVENTS, b"sp1.s.me."]
-    assert snapshot.topics["sp1.e.0.0."] == (7, 0)
-    assert not of(Topic.EVENTS, stage.tick())
+    before = [EVENTS, b"sp1.c.0.", b"sp1.w.0.", b"sp1.w.1.", b"sp1.i.pool."]
+    assert [name for name, _, _ in stage.sent] == [*before, b"sp1.s.me."]
+    assert {name: snapshot.topics[name.decode()] for name in before} == {
+        name: (7 if name == EVENTS else 1, 0) for name in before
+    }
+    assert not stage.tick()[:-1]  # but for the heartbeat
 
 
 def test_a_snapshot_knows_everything(stage: Stage) -> None:
