@@ -11,14 +11,14 @@ from spearpool.metrics.bus import ask
 from spearpool.processes import wait_gone
 from spearpool.runtime_dir import PoolDescription
 
-from .output import json_option, name_option, pool_named, print_json
+from .output import Seconds, json_option, name_option, pool_named, print_json
 
 __all__ = ["stop", "token"]
 
 
 @click.command()
 @name_option
-@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds for what is in flight; then it is ended.")
+@click.option("--timeout", type=Seconds(min=0), help="Seconds for what is in flight; then it is ended.")
 @json_option
 def stop(name: str, timeout: float | None, as_json: bool) -> None:
     """Stop a pool: refuse new work, finish what is in flight, end every process, remove every file.
@@ -57,7 +57,7 @@ def token() -> None:
     type=click.Choice(["submit", "observe", "control", "closures"]),
     help="For a client; repeatable. Without any: submit.",
 )
-@click.option("--ttl", "ttl_s", type=click.FloatRange(min=0, min_open=True), help="Seconds until it expires.")
+@click.option("--ttl", "ttl_s", type=Seconds(min=0, min_open=True), help="Seconds until it expires.")
 @json_option
 def issue(
     name: str,

@@ -11,7 +11,7 @@ import click
 from spearpool.client import Client
 from spearpool.errors import ExecutionError
 
-from .output import json_option, name_option, print_json
+from .output import Seconds, json_option, name_option, print_json
 
 __all__ = ["execute"]
 
@@ -22,7 +22,7 @@ __all__ = ["execute"]
 @name_option
 @click.option("--input", "input_file", type=click.File("rb"), help="Input for the task; - is standard input.")
 @click.option("--env", "environment", multiple=True, metavar="NAME=VALUE", help="A variable for the task. Repeatable.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds until the execution is given up.")
+@click.option("--timeout", type=Seconds(min=0, min_open=True), help="Seconds until the execution is given up.")
 @click.option("--address", metavar="HOST:PORT", help="Dial this address instead of a local pool's.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="The token for --address.")
 @json_option

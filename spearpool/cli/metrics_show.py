@@ -88,8 +88,9 @@ def _print_counters(counters: list[dict[str, Any]]) -> None:
 
 def _print_rows(title: str) -> Callable[[list[dict[str, Any]]], None]:
     def print_rows(rows: list[dict[str, Any]]) -> None:
-        columns = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
-        table(f"\n{title}", columns, [["-" if row.get(key) is None else row[key] for key in columns] for row in rows])
+        keys = [key for key, value in rows[0].items() if not isinstance(value, list | dict)]
+        columns = [f"#{key}" if isinstance(rows[0][key], int | float) else key for key in keys]
+        table(f"\n{title}", columns, [["-" if row.get(key) is None else row[key] for key in keys] for row in rows])
 
     return print_rows
 

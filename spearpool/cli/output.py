@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -13,9 +14,21 @@ from rich.table import Table
 
 from spearpool.runtime_dir import PoolDescription, find_pool
 
-__all__ = ["duration", "json_option", "name_option", "pool_named", "print_json", "size", "table"]
+__all__ = ["Seconds", "duration", "json_option", "name_option", "pool_named", "print_json", "size", "table"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """A finite time; `nan` and `inf` are floats to click, and no deadline at all to us."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds.", param, ctx)
+        return seconds
 
 
 def name_option(function: F) -> F:

@@ -89,7 +89,8 @@ def _announce(ready: dict[str, Any], as_json: bool) -> None:
 def _start_daemon(settings: Settings, state_dir: Path | None) -> dict[str, Any]:
     """Run the same command line in a session of its own, without a terminal, and wait for its ready line.
 
-    Its log goes to a file from the first line on; when it ends before it is ready, what it logged is our error.
+    Its log goes to a file from the first line on; when it ends before it is ready, what it logged is our error. Its
+    warnings went there as well, so it is asked for them.
     """
     state = StateDir.locate(settings.pool.name, os.environ, state_dir)
     state.create()
@@ -108,8 +109,11 @@ def _start_daemon(settings: Settings, state_dir: Path | None) -> dict[str, Any]:
     with child.stdout:
         line = child.stdout.readline()
     if line:
+        from spearpool.metrics.bus import ask
+
         ready: dict[str, Any] = json.loads(line)
-        return ready
+        status = ask(ready["endpoints"]["ask"], "status", {}, timeout_s=5.0)
+        return {**ready, "warnings": status["warnings"]}
     code = child.wait()
     with log_path.open("rb") as log:
         log.seek(begin)

@@ -208,7 +208,7 @@ class _Order:
         """Raises `ExecutionTimeout` when no time remains."""
         timeout: int | None = None
         deadline_ms: int | UnsetType = UNSET
-        if self._timeout_s is not None:
+        if self.ends_at < inf:
             left_s = self.ends_at - time.monotonic()
             if left_s <= 0:
                 words = f"task {self._task!r}: no connection within {self._timeout_s:g} s; nothing was sent"

@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from math import inf
 
 from spearpool.agent.line import Line, Watch
 from spearpool.protocol.events import CloseReason
@@ -128,7 +127,7 @@ class Connection:
             if self._reader is call:
                 self._read(left_s)
             else:
-                call.gate.acquire(timeout=-1 if left_s == inf else left_s)
+                call.gate.acquire(timeout=min(left_s, threading.TIMEOUT_MAX))
         return call.answer
 
     # The reader's
@@ -148,9 +147,9 @@ class Connection:
                         known = message.request_id in self._calls
                         self._settle(message.request_id if known else error.related_request_id or 0, error)
                     case Closed(reason, detail):
-                        self._over = True
                         for number in list(self._calls):
                             self._settle(number, Lost(f"{reason.value}: {detail}" if detail else reason.value))
+                        self._over = True  # last: the keeper, without the lock, takes it to mean that all are settled
                         self._wake.set()
                     case _:
                         pass  # answered by the session, or news of an execution that goes on

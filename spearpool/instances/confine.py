@@ -139,12 +139,16 @@ def close_inherited(keep: Collection[int]) -> None:
                 os.close(fd)
 
 
-def reset_signals() -> None:
-    """Default disposition for every signal, and none blocked: an ignored signal would be inherited by programs."""
+def reset_signals(ignore: Collection[int] = ()) -> None:
+    """Default disposition for every signal but those to `ignore`, and none blocked. Programs inherit what is ignored.
+
+    A signal that was ignored and is to be ignored is so all the time.
+    """
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        if signal.getsignal(signum) is not signal.SIG_DFL:
-            signal.signal(signum, signal.SIG_DFL)
+        disposition = signal.SIG_IGN if signum in ignore else signal.SIG_DFL
+        if signal.getsignal(signum) is not disposition:
+            signal.signal(signum, disposition)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -73,6 +73,7 @@ SecretValidator = Callable[[str, str], Grant | None]
 
 
 def new_nonce() -> str:
+    """72 random bits: two tokens for the same subject differ."""
     return secrets.token_urlsafe(9)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from spearpool.channel import ChannelClosed
+from spearpool.errors import PoolStartError
 from spearpool.worker.control import FromWorker, Leave, Link, Setup, SupervisorEnd, ToWorker, supervisor_end
 
 from .warden import Warden
@@ -56,13 +57,19 @@ class Crew:
         self._members: dict[int, Member] = {}
 
     def spawn(self, setup: Setup, fds: Sequence[int]) -> None:
-        """Have the warden fork a worker; `setup` and `fds` (listener, segment) wait for it in its channel."""
+        """Have the warden fork a worker; `setup` and `fds` (listener, segment) wait for it in its channel.
+
+        Raises `PoolStartError` when the settings exceed a control record's size.
+        """
         ours, theirs = SupervisorEnd.pair()
         channel = supervisor_end(ours)
         member = Member(setup.slot, setup.seat, setup.incarnation, channel)
         self._members[setup.incarnation] = member
         with theirs:
-            channel.send(setup, fds)
+            try:
+                channel.send(setup, fds)
+            except ValueError as error:
+                raise PoolStartError(f"the settings are too large to be handed to a worker: {error}") from None
             self._warden.spawn_worker(worker_launch(setup.incarnation), theirs, f"{setup.slot} [{self._pool}]")
         self._loop.add_reader(channel.fileno(), self._receive, member)
 

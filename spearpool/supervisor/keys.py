@@ -7,6 +7,7 @@ that people hand out (`spearpool token issue`, `client.token`), which therefore 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -44,12 +45,12 @@ class Keys:
 
     def for_agent(self, name: str, task: str, wall_now: float, ttl_s: float | None = None) -> tuple[str, int]:
         """A token for an agent that somebody else starts, and its expiry (seconds since 1970)."""
-        expires = int(wall_now + (ttl_s or self._ttl_s))
+        expires = math.ceil(wall_now + (ttl_s or self._ttl_s))
         return make_token(self._issue, Role.AGENT, name, task, expires), expires
 
     def for_client(
         self, name: str, wall_now: float, rights: Sequence[str] = _OWNER_RIGHTS, ttl_s: float | None = None
     ) -> tuple[str, int]:
         """A token for a client, and its expiry (seconds since 1970)."""
-        expires = int(wall_now + (ttl_s or self._ttl_s))
+        expires = math.ceil(wall_now + (ttl_s or self._ttl_s))
         return make_token(self._issue, Role.CLIENT, name, "+".join(rights), expires), expires

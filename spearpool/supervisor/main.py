@@ -7,6 +7,7 @@ imported and before there is any socket, lock or key that its children could inh
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ def run(
 
 def _worker(control: socket.socket) -> int:
     """Runs in a fork of the warden, which has this module already."""
+    os.dup2(2, 1)  # stdout is for the ready line; what a validator prints belongs into the log
     from spearpool.worker.main import run as run_worker
 
     return run_worker(control)

@@ -34,6 +34,7 @@ from spearpool.runtime_dir import PoolDescription, RuntimeDir, StateDir
 from spearpool.worker import control
 
 from . import roster
+from .commands import issue_token, seconds_of
 from .crew import Crew, Member, worker_launch
 from .owners import Owners
 from .premises import Premises, open_premises
@@ -127,6 +128,7 @@ class Supervisor:
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
         loop = self._loop
+        loop.set_exception_handler(self._broken)
         loop.add_reader(self._warden.fileno(), self._hear_warden)
         stack.callback(loop.remove_reader, self._warden.fileno())
         loop.add_reader(self._warden.pidfd, self._warden_died)
@@ -135,8 +137,8 @@ class Supervisor:
             loop.add_reader(self._lifeline_fd, self._lifeline)
             stack.callback(loop.remove_reader, self._lifeline_fd)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Not removed here but by the loop's end: a signal must not cut the removal of the pool's files short.
             loop.add_signal_handler(number, self._signalled, number)
-            stack.callback(loop.remove_signal_handler, number)
 
     def _describe(self) -> PoolDescription:
         identity, premises = self._premises.identity, self._premises
@@ -252,6 +254,12 @@ class Supervisor:
         else:
             self._log.info("stopping", signal=signal.Signals(number).name)
             self.stop()
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback raised what nobody foresaw: what it was about is half done, so the pool cannot go on."""
+        loop.default_exception_handler(context)
+        if "handle" in context:  # else a command of the bus, whose sender has been told
+            self._finish(PoolError(f"internal error: {context['exception']!r}"))
 
     # ---------------------------------------------------------------------------------------------- what is to be done
 
@@ -374,23 +382,10 @@ class Supervisor:
         return self._report.status(self._phase.value)
 
     def _stop_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        timeout_s = arguments.get("timeout_s")
-        if timeout_s is not None and not isinstance(timeout_s, int | float):
-            raise PoolError(f"timeout_s = {timeout_s!r}: expected seconds")
-        wait_s = self._settings.pool.stop_timeout_s if timeout_s is None else float(timeout_s)
+        given = seconds_of(arguments, "timeout_s")
+        wait_s = self._settings.pool.stop_timeout_s if given is None else given
         self._loop.call_soon(self.stop, wait_s)
         return {"deadline_s": wait_s + self._staff.longest_stop_s() + LEAVE_S}
 
     def _token_issue(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        name, task, ttl_s = arguments.get("instance_id"), arguments.get("task"), arguments.get("ttl_s")
-        if not isinstance(name, str) or not 0 < len(name.encode()) <= 128:
-            raise PoolError(f"instance_id = {name!r}: expected 1 to 128 bytes of text")
-        if task is not None and task not in self._settings.tasks:
-            known = ", ".join(self._settings.tasks) or "none"
-            raise PoolError(f"no task is named {task!r}; there are: {known}")
-        keys, now = self._premises.keys, time.time()
-        if task is not None:
-            token, expires = keys.for_agent(name, task, now, ttl_s)
-        else:
-            token, expires = keys.for_client(name, now, arguments.get("rights") or ("submit",), ttl_s)
-        return {"instance_id": name, "token": token, "expires_s": expires}
+        return issue_token(arguments, self._premises.keys, self._settings.tasks, time.time())

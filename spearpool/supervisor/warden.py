@@ -49,8 +49,8 @@ __all__ = ["Warden", "WorkerMain"]
 WorkerMain = Callable[[socket.socket], int]
 """Runs a worker over its control socket, and returns its exit code."""
 
-_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # the supervisor alone answers the terminal
-_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)  # so that they become exceptions, as in any Python program
+_TERMINAL = {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}  # the supervisor alone answers the terminal
+_PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}  # so that they become exceptions, as in any Python program
 _END_S = 5.0  # the promise is 2 s
 
 _fork = multiprocess.get_context("fork")
@@ -143,9 +143,7 @@ def _run_warden(
 ) -> None:
     supervisors.close()
     become_subreaper()
-    reset_signals()
-    for signum in (*_TERMINAL, *_PYTHON_IGNORES, signal.SIGTERM):  # the warden ends when the supervisor does
-        signal.signal(signum, signal.SIG_IGN)
+    reset_signals(ignore=_TERMINAL | _PYTHON_IGNORES | {signal.SIGTERM})  # it ends when the supervisor does
     setproctitle.setproctitle(f"spearpool: warden [{name}]")
     for module in preload:
         importlib.import_module(module)
@@ -163,9 +161,7 @@ def _fork_worker(worker_main: WorkerMain, name: str, control: socket.socket) -> 
 
 def _run_worker(worker_main: WorkerMain, name: str, control: socket.socket, warden: int) -> None:
     set_parent_death_signal(signal.SIGKILL, warden)
-    reset_signals()
-    for signum in (*_TERMINAL, *_PYTHON_IGNORES):
-        signal.signal(signum, signal.SIG_IGN)
+    reset_signals(ignore=_TERMINAL | _PYTHON_IGNORES)
     close_inherited({control.fileno()})
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

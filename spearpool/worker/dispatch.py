@@ -229,9 +229,10 @@ class Dispatcher:
         actions: list[Action] = [Answer(execution, response)]
         lane = self._lanes[execution.task]
         neighbour = self._neighbours.get(slot)
-        if lane.queue and neighbour is not None and self._is_longest(lane):
+        if neighbour is not None:
             neighbour.credit(lane.index)
-            self._pump(lane, actions)
+            if lane.queue and self._is_longest(lane):
+                self._pump(lane, actions)
         return actions
 
     def bounced(self, slot: int, execution_id: str, now: float) -> list[Action]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_what_a_call_sends(worker: StubWorker, client: Client) -> None:
             peer.send(completed(request, ""), number)
 
     worker.play(note)
-    client.execute("plain")
+    client.execute("plain", timeout=inf)
     client.execute("t", "a", "b", input=b"\xff", env={"K": "v"}, timeout=2.5)
     plain, full = seen
     assert plain == ExecuteRequest("plain", "", [], {}, None, None, ExecutionMode.SYNC, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from math import inf
 
@@ -25,7 +26,7 @@ from spearpool.protocol.messages import (
     ExecutionStatus,
     Heartbeat,
 )
-from spearpool.protocol.session import Side
+from spearpool.protocol.session import SessionEvent, Side
 from tests.conftest import eventually
 from tests.stub_worker import SECRET, Peer, StubWorker, completed
 
@@ -239,6 +240,28 @@ def test_close_ends_what_is_under_way(ends: tuple[Connection, Peer]) -> None:
     assert peer.expect_closed().detail == "drain"
 
 
+def test_no_future_is_forgotten_when_the_keeper_ends(
+    ends: tuple[Connection, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    caller = Caller(connection, "a")  # the reader, so that it is not the keeper who gives out what follows
+    peer.expect(ExecuteRequest)
+    connection.submit(ask("b"), inf, answers.append)
+    peer.expect(ExecuteRequest)
+    settle = connection._settle
+
+    def slowly(number: int, answer: Answer) -> None:
+        connection._wake.set()
+        time.sleep(0.05)
+        settle(number, answer)
+
+    monkeypatch.setattr(connection, "_settle", slowly)
+    connection.close()
+    assert isinstance(caller.answer(), Lost)
+    assert len(answers) == 1
+
+
 def test_a_connection_that_ended_while_idle_is_noticed_before_anything_is_sent(ends: tuple[Connection, Peer]) -> None:
     connection, peer = ends
     time.sleep(2 * connection_module._STALE_S)
@@ -267,21 +290,24 @@ def test_heartbeats_are_answered_while_a_call_waits(ends: tuple[Connection, Peer
     caller.join()
 
 
-def test_a_single_caller_wakes_no_other_thread(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+def test_a_single_caller_reads_its_own_answers(worker: StubWorker, connect: Callable[[], Connection]) -> None:
     worker.play(echo)
     connection = connect()
-    readers: set[str] = set()
+    readers: Counter[str] = Counter()
     take = connection._take
 
-    def note(events: list[object]) -> None:
+    def note(events: list[SessionEvent]) -> None:
         if events:
-            readers.add(threading.current_thread().name)
-        take(events)  # type: ignore[arg-type]
+            readers[threading.current_thread().name] += 1
+        take(events)
 
-    connection._take = note  # type: ignore[method-assign, assignment]
+    connection._take = note  # type: ignore[method-assign]
+    began = time.monotonic()
     for _ in range(500):
         connection.call(ask("x"), inf)
-    assert readers == {threading.current_thread().name}
+    looks = (time.monotonic() - began) / connection_module._KEEPER_S + 1  # one of which may meet an answer
+    assert readers.pop(threading.current_thread().name) >= 500 - looks
+    assert readers.total() <= looks
 
 
 def test_answers_without_a_caller_come_from_the_keeper(worker: StubWorker, connect: Callable[[], Connection]) -> None:

@@ -166,9 +166,11 @@ signal.set_wakeup_fd(writer)
 reset_signals()
 status = dict(line.split(':', 1) for line in open('/proc/self/status'))
 print(int(status['SigIgn'], 16), int(status['SigCgt'], 16), int(status['SigBlk'], 16), signal.set_wakeup_fd(-1))
+reset_signals(ignore={signal.SIGHUP, signal.SIGINT})
+print([signum.name for signum in signal.Signals if signal.getsignal(signum) is signal.SIG_IGN])
 """
     output = subprocess.run([sys.executable, "-c", body], check=True, capture_output=True, text=True).stdout
-    assert output == "0 0 0 -1\n"
+    assert output == "0 0 0 -1\n['SIGHUP', 'SIGINT']\n"
 
 
 def facts() -> dict[str, Any]:

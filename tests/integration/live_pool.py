@@ -18,7 +18,7 @@ from spearpool.client import Client
 from spearpool.processes import descendants
 from tests.conftest import RuntimeEnv, deadline
 
-__all__ = ["HANDLERS", "LivePool", "agent_program", "live_pool", "spearpool"]
+__all__ = ["HANDLERS", "LivePool", "agent_program", "live_pool", "private_env", "spearpool"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "python:tests.programs.handlers"
@@ -28,6 +28,16 @@ Document = dict[str, Any]
 def agent_program(name: str) -> str:
     """The target of a program in `tests/programs` that speaks the protocol itself."""
     return f"agent:{sys.executable} {ROOT / 'tests' / 'programs' / name}"
+
+
+def private_env(root: Path) -> RuntimeEnv:
+    """As the fixture `runtime_env`, for pools that serve a whole module; `root` is empty, and its path short."""
+    run, state = root / "run", root / "state"
+    for path in (run, state):
+        path.mkdir(mode=0o700)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SPEARPOOL_", "SPEAR_"))}
+    chosen = {"SPEARPOOL_RUNTIME_DIR": str(run), "XDG_STATE_HOME": str(state)}
+    return RuntimeEnv(run, state / "spearpool", inherited | chosen)
 
 
 def spearpool(

@@ -95,6 +95,15 @@ def test_one_wrong_element_in_a_large_array_is_refused(inner: bytes, where: str)
         read_bytes(b"[" + parts[where] + b"]")
 
 
+@pytest.mark.parametrize(
+    "count", range(PIECE // 2 - 2, PIECE // 2 + 4)
+)  # the comma where the pieces are cut is among them
+@pytest.mark.parametrize("end", [b"", b"  ", b","])
+def test_a_trailing_comma_in_a_large_array_is_refused(count: int, end: bytes) -> None:
+    with pytest.raises(ValueError, match="array of integers"):
+        read_bytes(b"[" + b"7," * count + end + b"]")
+
+
 def test_a_large_array_needs_its_brackets() -> None:
     for text in (FILL + b"1", b"[" + FILL + b"1", FILL + b"1]"):
         with pytest.raises(ValueError, match="array of integers"):

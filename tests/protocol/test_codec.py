@@ -46,6 +46,7 @@ from spearpool.protocol.strict import U64_MAX, read_struct
 
 from .samples import EXTENSIONS, PLAIN, VALUES, spell, spell_body
 
+T = MessageType
 MAX = 64 * 1024 * 1024
 TIME_NS = 1_700_000_000_123_456_789
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "wire-vectors"
@@ -413,6 +414,39 @@ def test_a_bad_envelope_is_refused(name: str) -> None:
         JSON_V1.decode(REFUSED[name])
     assert caught.value.code is ErrorCode.MALFORMED
     assert len(str(caught.value)) < 400
+
+
+TWICE = [
+    (kind, spell(plain)[:-1] + b"," + spell({key: plain[key]})[1:]) for kind, plain in PLAIN.items() for key in plain
+]
+ALMOST_CANONICAL = [
+    *TWICE,
+    (T.EXECUTE_REQUEST, b'{"task_id":"t","command":"","args":[],"env":{},"working_dir":null,"timeout":null}'),
+    (T.EXECUTE_REQUEST, spell(PLAIN[T.EXECUTE_REQUEST]).replace(b'"timeout":60', b'"timeout":-0')),
+    (T.EXECUTE_REQUEST, spell(PLAIN[T.EXECUTE_REQUEST]).replace(b"[0,1,", b"[-0,1,")),
+    (T.EXECUTE_REQUEST, spell(PLAIN[T.EXECUTE_REQUEST]).replace(b'"timeout":60', b'"timeout":18446744073709551616')),
+    (T.SIGNAL, b'{"signal_type":{"Custom":"x","Custom":"x"},"task_id":null,"data":null}'),
+    (T.SIGNAL, b'{"signal_type":{"Custom":"x","other":1},"task_id":null,"data":null}'),
+    (T.STREAM_DATA, b'{"stream_id":"s","data":null,"is_last":true,"sequence":0}'),
+    (T.ERROR, b'{"error_code":1,"message":"","details":null,"related_request_id":null,"\xff":0}'),
+    (T.ERROR, b'{"error_code":1,"message":"","details":null,"related_request_id":null,"x":"\xff"}'),
+    (T.HEARTBEAT, spell(PLAIN[T.HEARTBEAT]).replace(b'_epoch":5}', b'_epoch":5,"zone":0}')),
+]
+
+
+@pytest.mark.parametrize(("kind", "text"), ALMOST_CANONICAL)
+def test_what_is_almost_canonical_is_not_taken_for_it(kind: MessageType, text: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match=PAYLOAD_TYPES[kind].__name__) as caught:
+        JSON_V1.decode_payload(SpearMessage(kind, 1, Timestamp(0, 0), text))
+    assert caught.value.code is ErrorCode.MALFORMED
+
+
+def test_nanoseconds_are_carried_in_canonical_text_too() -> None:
+    text = b'{"timestamp":{"secs_since_epoch":1,"nanos_since_epoch":2500000000},"sequence":0,"status":"Idle"}'
+    heartbeat = JSON_V1.decode_payload(SpearMessage(T.HEARTBEAT, 1, Timestamp(0, 0), text))
+    assert heartbeat == Heartbeat(Timestamp(3, 500_000_000), 0, HeartbeatStatus.IDLE)
+    body = spell_body("Heartbeat", text, nanos=2_500_000_000)
+    assert JSON_V1.decode(body).timestamp == Timestamp(1_700_000_002, 500_000_000)
 
 
 def test_depth_is_refused_even_near_the_end_of_the_stack() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spearpool.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
-from spearpool.protocol.codec import JSON_V1, message_type_of
+from spearpool.errors import ErrorCode, LocalProtocolError
+from spearpool.protocol.codec import JSON_V1
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.framing import PREFIX_BYTES, FrameReader, frame
 from spearpool.protocol.identity import RIGHTS, Identity, Role
@@ -576,6 +576,14 @@ def test_the_first_reason_counts() -> None:
     session.close(CloseReason.DRAIN)
     assert len(said(session)) == 1
     assert session.receive_data(b"", 1.0) == [Closed(CloseReason.REPLACED, "newer connection")]
+
+
+def test_what_comes_after_the_goodbye_is_not_kept() -> None:
+    session = server()
+    session.close(CloseReason.OVERLOADED)
+    for _ in range(100):
+        assert session.receive_data(b"\0" * 10_000, 1.0) == []
+    assert session._reader.buffered == 0
 
 
 def test_what_was_queued_is_still_written_when_it_is_over() -> None:
