@@ -20,6 +20,7 @@ from spearpool.processes import (
     descendants,
     kill_descendants,
     kill_tree,
+    own_children,
     pidfd_open,
     start_ticks,
     wait_gone,
@@ -117,15 +118,38 @@ def test_pidfd_polls_readable_at_the_end() -> None:
             os.close(pidfd)
 
 
-def test_descendants_in_order_and_without_the_spared() -> None:
-    body = """
+def test_own_children_include_the_dead_until_they_are_reaped() -> None:
+    before = own_children()
+    with running(SLEEPER) as first, running(SLEEPER) as second:
+        assert own_children() == [*before, first.pid, second.pid]
+        identity = ProcessIdentity.of(first.pid)
+        first.kill()
+        assert wait_gone(identity, 10)
+        assert own_children() == [*before, first.pid, second.pid]
+        first.wait()
+        assert own_children() == [*before, second.pid]
+
+
+def test_own_children_without_the_kernels_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_path: Path) -> bytes:
+        raise FileNotFoundError
+
+    with running(SLEEPER) as child:
+        monkeypatch.setattr("pathlib.Path.read_bytes", absent)
+        assert child.pid in own_children()
+
+
+THREE_GENERATIONS = """
 if os.fork() == 0:
     if os.fork() == 0:
         print('up', flush=True)
     time.sleep(60)
 time.sleep(60)
 """
-    with running(script(body)) as child:
+
+
+def test_descendants_in_order_and_without_the_spared() -> None:
+    with running(script(THREE_GENERATIONS)) as child:
         (middle,) = children_of(child.pid)
         (last,) = children_of(middle)
         assert descendants(child.pid) == [middle, last]
@@ -176,11 +200,11 @@ def test_kill_descendants_returns_whom_it_had_no_time_to_see_dead() -> None:
 
 
 def test_kill_tree_ends_root_and_all_below() -> None:
-    with running(script("os.fork() or os.fork(); print('up', flush=True); time.sleep(60)")) as child:
+    with running(script(THREE_GENERATIONS)) as child:
         tree = [child.pid, *descendants(child.pid)]
         identities = [ProcessIdentity.of(pid) for pid in tree]
         kill_tree(child.pid)
-        assert len(tree) > 1
+        assert len(tree) == 3
         assert all(wait_gone(identity, 10) for identity in identities)
         kill_tree(child.pid)  # nobody is there: nothing happens
 

@@ -199,8 +199,8 @@ def _check_memory(limit: int | None) -> None:
     """A limit below what the zygote's imports hold already would end the instance at its next allocation."""
     if limit is None:
         return
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    held = int(status.partition("VmData:")[2].split(maxsplit=1)[0]) * 1024
+    status = Path("/proc/self/status").read_bytes()  # as text, it would load a codec in each child
+    held = int(status.partition(b"VmData:")[2].split(maxsplit=1)[0]) * 1024
     if held >= limit:
         raise ConfinementError(f"limits.memory_bytes = {limit}: the imports of this task hold {held} bytes already")
 

@@ -34,7 +34,7 @@ from spearpool.instances.lifecycle import describe_exit
 from spearpool.instances.zygote import command as zygote_command
 from spearpool.instances.zygote_messages import Fork, Forked, FromZygote, Imported, ImportFailed
 from spearpool.packing import UnpackError
-from spearpool.processes import ProcessIdentity, children_of, kill_descendants, kill_tree
+from spearpool.processes import ProcessIdentity, kill_descendants, kill_tree, own_children
 
 from .warden_messages import FromWarden, KillTree, Launch, SignalGroup, SpawnWorker, ToWarden, WardenEnd
 from .wards import Stage, Ward, Wards, WorkerProcess, Zygote
@@ -339,7 +339,7 @@ class WardenProcess:
 
     def _kill_strangers(self) -> None:
         """End orphans of dead instances. Look first, listen then: see the module's text."""
-        children = children_of(os.getpid())
+        children = own_children()
         self._hear_zygotes()
         for pid in children:
             if self._wards.with_pid(pid) is None:

@@ -227,7 +227,9 @@ class ConnectionManager:
 
     def opened(self, connection: Connection) -> None:
         self._sockets[connection.number] = self._live[connection.number] = connection
-        self._tell(connection, Connected(connection.remote_addr if self._listeners else ""))  # asking costs a system call
+        self._tell(
+            connection, Connected(connection.remote_addr if self._listeners else "")
+        )  # asking costs a system call
         self._arm(connection)
         limit = self._config.max_connections
         if len(self._live) > limit:

@@ -30,14 +30,11 @@ from .executions import (
     Action,
     Agent,
     Answer,
-    Dispatch,
     Ending,
     Execution,
     Finish,
-    Forward,
     Located,
     Mislaid,
-    Nudge,
     Place,
     Refuse,
     Relay,
@@ -46,6 +43,7 @@ from .executions import (
 )
 from .lane import Lane
 from .neighbours import Board, Neighbours
+from .placement import Placement
 
 __all__ = ["REREAD_S", "Dispatcher"]
 
@@ -58,15 +56,13 @@ class Dispatcher:
     """The dispatcher of the worker in `slot` for `tasks`, in the board's order of columns."""
 
     def __init__(self, slot: int, tasks: Sequence[str], board: Board, max_queued: int, max_queued_bytes: int) -> None:
-        self._slot = slot
-        self._board = board
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._lanes = {name: Lane(name, index) for index, name in enumerate(tasks)}
         self._neighbours = Neighbours(slot, board)
         self._books = Books(self._lanes, self._neighbours)
         self._reread_at = math.inf
-        self._draining = False
+        self._placement = Placement(self._books, self._neighbours, board)
 
     # ------------------------------------------------------------------------------------------------------ executions
 
@@ -75,18 +71,18 @@ class Dispatcher:
         lane = self._lanes.get(execution.task)
         if lane is None:
             return [Refuse(execution, ErrorCode.UNKNOWN, f"no task is named {execution.task!r}")]
-        if self._draining and execution.source == CLIENT:
+        if self._placement.draining and execution.source == CLIENT:
             return [Refuse(execution, ErrorCode.DRAINING, "the pool is draining")]
         actions: list[Action] = []
-        if lane.queue or not self._find_place(lane, execution, actions):
+        if lane.queue or not self._placement.find_place(lane, execution, actions):
             refusal = self._refusal(lane, execution, now)
             if refusal is not None:
                 return [refusal]
             self._enqueue(lane, execution, now)
             if len(lane.queue) == 1:  # only now does our row say that we wait: look again for who became free meanwhile
-                self._pump(lane, actions)
+                self._placement.pump(lane, actions)
         self._books.accept(execution)
-        self._publish(lane)
+        self._placement.publish(lane)
         return actions
 
     def cancel(self, execution_id: str, origin: object) -> list[Action]:
@@ -118,8 +114,8 @@ class Dispatcher:
             slot = self._neighbour_of(execution_id)
             if slot is not None:
                 actions.append(Located(slot, execution_id))
-        self._pump(lane, actions)
-        self._offer(lane, actions)
+        self._placement.pump(lane, actions)
+        self._placement.offer(lane, actions)
         return actions
 
     def agent_left(self, agent: Agent, now: float) -> list[Action]:
@@ -133,14 +129,14 @@ class Dispatcher:
             elif (slot := self._neighbour_of(execution_id)) is not None:
                 actions.append(Mislaid(slot, execution_id))
         agent.running.clear()
-        self._publish(lane)
+        self._placement.publish(lane)
         return actions
 
     def agent_retired(self, agent: Agent) -> None:
         """It is about to leave: it finishes what it has and gets nothing more."""
         lane = self._lanes[agent.task]
         lane.retire(agent)
-        self._publish(lane)
+        self._placement.publish(lane)
 
     def agent_gone(self, who: object) -> list[Action]:
         """The agent's process is dead: it will not come back and name what it had."""
@@ -162,8 +158,8 @@ class Dispatcher:
             if slot is not None:
                 told = slot
                 actions.append(Relay(slot, execution_id, response))
-        self._serve(lane, actions)
-        self._offer(lane, actions, told)
+        self._placement.serve(lane, actions)
+        self._placement.offer(lane, actions, told)
         return actions
 
     def answered_late(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
@@ -184,7 +180,7 @@ class Dispatcher:
         lane = self._lanes[agent.task]
         lane.retire(agent)
         execution = lane.release(agent, execution_id)
-        self._publish(lane)
+        self._placement.publish(lane)
         if execution is not None:
             return self._again(lane, execution, now)
         slot = self._neighbour_of(execution_id)
@@ -201,8 +197,8 @@ class Dispatcher:
         for lane in self._lanes.values():
             held = [name for agent in lane.agents for name, execution in agent.running.items() if execution is None]
             actions += [Located(slot, name) for name in held if self._neighbour_of(name) == slot]
-            self._pump(lane, actions)
-            self._offer(lane, actions)
+            self._placement.pump(lane, actions)
+            self._placement.offer(lane, actions)
         return actions
 
     def link_down(self, slot: int, now: float) -> list[Action]:
@@ -231,8 +227,8 @@ class Dispatcher:
         neighbour = self._neighbours.get(slot)
         if neighbour is not None:
             neighbour.credit(lane.index)
-            if lane.queue and self._is_longest(lane):
-                self._pump(lane, actions)
+            if lane.queue and self._placement.is_longest(lane):
+                self._placement.pump(lane, actions)
         return actions
 
     def bounced(self, slot: int, execution_id: str, now: float) -> list[Action]:
@@ -252,7 +248,7 @@ class Dispatcher:
         neighbour = self._neighbours.get(slot)
         if lane is not None and neighbour is not None and lane.queue:
             neighbour.credit(lane.index)
-            self._pump(lane, actions)
+            self._placement.pump(lane, actions)
         return actions
 
     def located(self, slot: int, execution_id: str) -> list[Action]:
@@ -282,12 +278,12 @@ class Dispatcher:
             lane.available, lane.reason = available, reason
             while lane.queue and not available:
                 actions.append(self._turn_away(next(iter(lane.queue.values())), ErrorCode.DRAINING, reason))
-            self._publish(lane)
+            self._placement.publish(lane)
         return actions
 
     def drain(self) -> None:
         """Refuse clients' executions from now on; those that were accepted go on, queued ones included."""
-        self._draining = True
+        self._placement.draining = True
 
     def abort(self) -> list[Action]:
         """End everything at once: what waits is refused, of what was given away the outcome is unknown."""
@@ -318,31 +314,14 @@ class Dispatcher:
         if self._reread_at <= now:
             self._neighbours.start_afresh()
             for lane in self._lanes.values():
-                self._pump(lane, actions)
+                self._placement.pump(lane, actions)
             self._reread_at = now + REREAD_S if self._books.queued and self._neighbours else math.inf
         return actions
 
     def snapshot(self) -> DispatchSnapshot:
-        return self._books.snapshot(draining=self._draining)
+        return self._books.snapshot(draining=self._placement.draining)
 
-    # ------------------------------------------------------------------------------------------------- where it can go
-
-    def _find_place(self, lane: Lane, execution: Execution, actions: list[Action]) -> bool:
-        """Give it to an agent here, or, unless it has made its hop, to the neighbour with most free capacity."""
-        agent = lane.idlest()
-        if agent is not None:
-            self._books.start(lane, execution, agent)
-            actions.append(Dispatch(execution, agent))
-            return True
-        if execution.source != CLIENT or not self._neighbours:
-            return False
-        self._publish(lane)
-        neighbour = self._neighbours.freest(lane.index, draining=self._draining)
-        if neighbour is None:
-            return False
-        neighbour.hand(execution, lane.index)
-        actions.append(Forward(execution, neighbour.slot))
-        return True
+    # ----------------------------------------------------------------------------------------------- refusing, ending
 
     def _refusal(self, lane: Lane, execution: Execution, now: float) -> Refuse | None:
         """Why an execution that nobody can take now may not wait here, or None."""
@@ -360,45 +339,10 @@ class Dispatcher:
             return Refuse(execution, ErrorCode.OVERLOADED, f"the queue is full ({limit})", str(wait_ms))
         return None
 
-    def _serve(self, lane: Lane, actions: list[Action]) -> None:
-        """Give the head of the queue to agents here while any has a place."""
-        while lane.queue and (agent := lane.idlest()) is not None:
-            execution = self._books.dequeue(lane)
-            self._books.start(lane, execution, agent)
-            actions.append(Dispatch(execution, agent))
-        self._publish(lane)
-
-    def _pump(self, lane: Lane, actions: list[Action]) -> None:
-        """The same, and then to neighbours."""
-        self._serve(lane, actions)
-        while lane.queue and (neighbour := self._neighbours.freest(lane.index, draining=self._draining)) is not None:
-            execution = self._books.dequeue(lane)
-            neighbour.hand(execution, lane.index)
-            actions.append(Forward(execution, neighbour.slot))
-            self._publish(lane)
-
-    def _offer(self, lane: Lane, actions: list[Action], told: int = CLIENT) -> None:
-        """Nudge the neighbour with the longest queue, unless the answer to `told` says as much already."""
-        if lane.free and self._neighbours and not lane.queue:
-            slot, _ = self._neighbours.longest(lane.index, told, draining=self._draining)
-            if slot not in {CLIENT, told}:
-                actions.append(Nudge(slot, lane.name))
-
-    def _is_longest(self, lane: Lane) -> bool:
-        """Whether no neighbour has a longer queue: then a place that becomes free is ours to use."""
-        _, length = self._neighbours.longest(lane.index, CLIENT, draining=self._draining)
-        return length <= len(lane.queue)
-
     def _neighbour_of(self, execution_id: str) -> int | None:
         """The slot that accepted an execution, if we have a link to it."""
         slot = execution_slot(execution_id)
         return slot if slot is not None and slot in self._neighbours else None
-
-    def _publish(self, lane: Lane) -> None:
-        row = (lane.free, len(lane.queue))
-        if row != lane.published:
-            lane.published = row
-            self._board.publish(lane.index, *row)
 
     # ------------------------------------------------------------------------------------------ from place to place
 
@@ -413,7 +357,7 @@ class Dispatcher:
             return [self._turn_away(execution, ErrorCode.OVERLOADED, "no free capacity here")]
         actions: list[Action] = []
         self._enqueue(lane, execution, now, first=True)
-        self._pump(lane, actions)
+        self._placement.pump(lane, actions)
         if execution.place is Place.QUEUED and not lane.available:
             actions.append(self._turn_away(execution, ErrorCode.DRAINING, lane.reason))
         return actions
@@ -428,13 +372,13 @@ class Dispatcher:
         self._books.detach(execution)
         self._books.end(execution)
         actions.append(Finish(execution, ending))
-        self._publish(self._lanes[execution.task])
+        self._placement.publish(self._lanes[execution.task])
         return actions
 
     def _turn_away(self, execution: Execution, code: ErrorCode, message: str) -> Refuse:
         if execution.place is Place.QUEUED:
             self._books.detach(execution)
-            self._publish(self._lanes[execution.task])
+            self._placement.publish(self._lanes[execution.task])
         self._books.end(execution)
         return Refuse(execution, code, message)
 

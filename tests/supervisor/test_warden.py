@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from spearpool.channel import ChannelClosed
-from spearpool.instances.launch import Exited, Launched, LaunchFailed
+from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed
 from spearpool.processes import ProcessIdentity, children_of, start_ticks, wait_gone
 from spearpool.supervisor.warden import Warden
 from tests.conftest import TIME_SCALE
@@ -153,6 +153,8 @@ def test_the_warden_is_light() -> None:
 
 def test_close_ends_the_warden_once() -> None:
     warden = Warden.start("test", serve_orders)
+    launcher: Launcher = warden  # what `ProcessRuntime` needs of it
+    assert launcher
     identity = ProcessIdentity.of(warden.pid)
     warden.close()
     assert not identity.alive()

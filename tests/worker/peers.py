@@ -49,7 +49,10 @@ def request(task: str = "echo", **fields: Any) -> ExecuteRequest:
 
 
 class Peer:
-    """A connection to a worker. Messages that arrived wait in `inbox`; heartbeats are answered and counted only."""
+    """A connection to a worker. Messages that arrived wait in `inbox`; heartbeats are answered and counted only.
+
+    Its socket is closed once the end of the conversation has been read, or by `close` or `abort`.
+    """
 
     def __init__(self, side: Side) -> None:
         self.session = Session(side, SETTINGS, time.monotonic())
@@ -124,9 +127,8 @@ class Peer:
         self.send(response, number)
 
     def close(self) -> None:
-        if self.session is not None:
-            self.session.close(CloseReason.DRAIN)
-            self._writer.write(self.session.data_to_send())
+        self.session.close(CloseReason.DRAIN)
+        self._writer.write(self.session.data_to_send())
         self._writer.close()
 
     def abort(self) -> None:
@@ -154,17 +156,21 @@ class Peer:
                     raise AssertionError(event)
         if self.closed is None:
             self._writer.write(self.session.data_to_send())
+        else:
+            self._writer.close()
 
 
 async def client(worker: Worker, name: str = "client", rights: str = "submit") -> Peer:
     peer = await Peer(Side.CLIENT).open(worker.port)
     answer = await peer.authenticate(name, Pool.client_token(rights, name))
-    assert answer is not None and answer.success, answer
+    assert answer is not None
+    assert answer.success, answer
     return peer
 
 
 async def agent(worker: Worker, name: str, token: str, **extra: str) -> Peer:
     peer = await Peer(Side.AGENT).open(worker.port)
     answer = await peer.authenticate(name, token, extra)
-    assert answer is not None and answer.success, answer
+    assert answer is not None
+    assert answer.success, answer
     return peer

@@ -1,9 +1,10 @@
-"""A worker inside the test's own event loop: everything but the process and the supervisor, whose part the test plays."""
+"""Workers inside the test's own event loop: all but the process and the supervisor, whose part the test plays."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -93,11 +94,16 @@ class Pool:
         self.workers: list[Worker] = []
 
     async def worker(self, config: ConnectionManagerConfig | None = None) -> Worker:
-        """One more worker, listening, linked with those that are there."""
+        """One more worker, listening; `link` joins two."""
         worker = Worker(self, len(self.workers), config or ConnectionManagerConfig())
         worker.port = await worker.connections.start_listening(0)
         self.workers.append(worker)
         return worker
+
+    async def link(self, one: Worker, other: Worker) -> None:
+        """As the supervisor does it: a socketpair, one end to each."""
+        for worker, neighbour, end in zip((one, other), (other, one), socket.socketpair(), strict=True):
+            await worker.executions.links.open(neighbour.slot, neighbour.seat.index, end.detach())
 
     def instance(self, task: str) -> tuple[InstanceId, str, str]:
         """A row for a launched instance: its id, its name, and its token."""

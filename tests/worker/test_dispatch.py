@@ -1,0 +1,493 @@
+"""The rules of the dispatcher, one by one. `tests/stateful/test_dispatch.py` drives several of them at random."""
+
+from __future__ import annotations
+
+import pytest
+
+from spearpool.errors import ErrorCode
+from spearpool.worker.books import REATTACH_GRACE_S
+from spearpool.worker.dispatch import REREAD_S, Dispatcher
+from spearpool.worker.executions import (
+    Action,
+    Answer,
+    Dispatch,
+    Ending,
+    Finish,
+    Forward,
+    Located,
+    Mislaid,
+    Nudge,
+    Place,
+    Refuse,
+    Relay,
+    Terminate,
+    TerminateRemote,
+)
+
+from .boards import ME, PlainBoard, new_agent, new_execution
+
+TASK_A = 0
+
+
+@pytest.fixture
+def board() -> PlainBoard:
+    return PlainBoard()
+
+
+@pytest.fixture
+def dispatcher(board: PlainBoard) -> Dispatcher:
+    return Dispatcher(ME, ("a", "b"), board, max_queued=3, max_queued_bytes=100)
+
+
+def kinds(actions: list[Action]) -> list[type]:
+    return [type(action) for action in actions]
+
+
+# --------------------------------------------------------------------------------------------------------------- here
+
+
+def test_takes_a_local_agent_and_answers(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, execution = new_agent(), new_execution()
+    assert dispatcher.agent_joined(agent) == []
+    assert board.rows[ME, TASK_A] == (1, 0)
+    assert dispatcher.submit(execution, 0.0) == [Dispatch(execution, agent)]
+    assert board.rows[ME, TASK_A] == (0, 0)
+    assert dispatcher.live == 1
+    assert dispatcher.answered(agent, execution.execution_id, "done") == [Answer(execution, "done")]
+    assert board.rows[ME, TASK_A] == (1, 0)
+    assert (execution.place, dispatcher.live) == (Place.ENDED, 0)
+
+
+def test_queues_in_order_and_serves_as_places_become_free(dispatcher: Dispatcher) -> None:
+    agent = new_agent()
+    dispatcher.agent_joined(agent)
+    first, second, third = new_execution(), new_execution(), new_execution()
+    assert [kinds(dispatcher.submit(e, 0.0)) for e in (first, second, third)] == [[Dispatch], [], []]
+    assert dispatcher.answered(agent, first.execution_id, 1) == [Answer(first, 1), Dispatch(second, agent)]
+    assert dispatcher.answered(agent, second.execution_id, 2) == [Answer(second, 2), Dispatch(third, agent)]
+
+
+def test_serves_the_queue_when_an_agent_joins(dispatcher: Dispatcher) -> None:
+    waiting = [new_execution(), new_execution()]
+    for execution in waiting:
+        dispatcher.submit(execution, 0.0)
+    agent = new_agent(capacity=5)
+    assert dispatcher.agent_joined(agent) == [Dispatch(execution, agent) for execution in waiting]
+
+
+def test_tasks_do_not_share_agents(dispatcher: Dispatcher) -> None:
+    dispatcher.agent_joined(new_agent("b"))
+    assert dispatcher.submit(new_execution("a"), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [([10, 10, 10, 10], "3 executions"), ([60, 60], "100 bytes")],
+    ids=["count", "bytes"],
+)
+def test_a_full_queue_refuses_at_once(dispatcher: Dispatcher, sizes: list[int], words: str) -> None:
+    *_, refusals = [dispatcher.submit(new_execution(size_bytes=size), now=0.0) for size in sizes]
+    (refusal,) = refusals
+    assert isinstance(refusal, Refuse)
+    assert refusal.code is ErrorCode.OVERLOADED
+    assert words in refusal.message
+    assert refusal.details == "50"
+    assert dispatcher.live == len(sizes) - 1
+
+
+def test_retry_after_is_how_long_the_head_has_waited(dispatcher: Dispatcher) -> None:
+    for _ in range(3):
+        dispatcher.submit(new_execution(), now=10.0)
+    (refusal,) = dispatcher.submit(new_execution(), now=12.5)
+    assert isinstance(refusal, Refuse)
+    assert refusal.details == "2500"
+
+
+def test_refuses_an_unknown_task(dispatcher: Dispatcher) -> None:
+    (refusal,) = dispatcher.submit(new_execution("zebra"), 0.0)
+    assert isinstance(refusal, Refuse)
+    assert refusal.code is ErrorCode.UNKNOWN
+    assert "'zebra'" in refusal.message
+
+
+def test_an_unavailable_task_does_not_wait_but_uses_what_is_there(dispatcher: Dispatcher) -> None:
+    waiting = new_execution()
+    dispatcher.submit(waiting, 0.0)
+    assert dispatcher.set_task("a", available=False, reason="it crashes") == [
+        Refuse(waiting, ErrorCode.DRAINING, "it crashes")
+    ]
+    assert dispatcher.submit(refused := new_execution(), 0.0) == [Refuse(refused, ErrorCode.DRAINING, "it crashes")]
+    dispatcher.agent_joined(new_agent())
+    assert kinds(dispatcher.submit(new_execution(), 0.0)) == [Dispatch]
+    dispatcher.set_task("a", available=True)
+    assert dispatcher.submit(new_execution(), 0.0) == []
+
+
+def test_drains(dispatcher: Dispatcher) -> None:
+    agent, running, waiting = new_agent(), new_execution(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(running, 0.0)
+    dispatcher.submit(waiting, 0.0)
+    dispatcher.drain()
+    assert kinds(dispatcher.submit(new_execution(), 0.0)) == [Refuse]
+    assert kinds(dispatcher.answered(agent, running.execution_id, 1)) == [Answer, Dispatch]
+    assert kinds(dispatcher.answered(agent, waiting.execution_id, 1)) == [Answer]
+    assert dispatcher.live == 0
+
+
+def test_abort_ends_all_and_says_what_is_known(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, waiting, away = new_agent(), new_execution(), new_execution(), new_execution("b")
+    board.rows[1, 1] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.agent_joined(agent)
+    for execution in (running, waiting, away):
+        dispatcher.submit(execution, 0.0)
+    assert dispatcher.abort() == [
+        Terminate(agent, running.execution_id),
+        Finish(running, Ending.OUTCOME_UNKNOWN),
+        Refuse(waiting, ErrorCode.DRAINING, "the pool is stopping"),
+        TerminateRemote(1, away.execution_id),
+        Finish(away, Ending.OUTCOME_UNKNOWN),
+    ]
+    assert dispatcher.live == 0
+
+
+# ------------------------------------------------------------------------------------------------ time-outs and cancels
+
+
+def test_times_out_in_the_queue(dispatcher: Dispatcher) -> None:
+    execution = new_execution(deadline=5.0)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.next_deadline() == 5.0
+    assert dispatcher.expire(4.9) == []
+    assert dispatcher.expire(5.0) == [Finish(execution, Ending.TIMED_OUT)]
+    assert dispatcher.snapshot().queued == 0
+
+
+def test_times_out_at_an_agent_whose_place_stays_taken_until_it_answers(dispatcher: Dispatcher) -> None:
+    agent, late, waiting = new_agent(), new_execution(deadline=5.0), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(late, 0.0)
+    assert dispatcher.expire(5.0) == [Terminate(agent, late.execution_id), Finish(late, Ending.TIMED_OUT)]
+    assert dispatcher.submit(waiting, 6.0) == []
+    assert dispatcher.answered(agent, late.execution_id, "too late") == [Dispatch(waiting, agent)]
+
+
+def test_times_out_at_a_neighbour(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution(deadline=5.0)
+    assert dispatcher.submit(execution, 0.0) == [Forward(execution, 1)]
+    name = execution.execution_id
+    assert dispatcher.expire(5.0) == [TerminateRemote(1, name), Finish(execution, Ending.TIMED_OUT)]
+    assert dispatcher.neighbour_answered(1, name, "too late") == []
+    assert dispatcher.bounced(1, name, 5.1) == []
+
+
+def test_only_the_origin_cancels(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution(origin="me")
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.cancel(execution.execution_id, "somebody else") == []
+    assert dispatcher.cancel(execution.execution_id, "me") == [
+        Terminate(agent, execution.execution_id),
+        Finish(execution, Ending.CANCELLED),
+    ]
+    assert dispatcher.cancel(execution.execution_id, "me") == []
+
+
+def test_abandon_drops_what_waits_and_lets_the_rest_run(dispatcher: Dispatcher) -> None:
+    agent, running, waiting = new_agent(), new_execution(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(running, 0.0)
+    dispatcher.submit(waiting, 0.0)
+    assert dispatcher.abandon([running, waiting]) == [Finish(waiting, Ending.CANCELLED)]
+    assert dispatcher.answered(agent, running.execution_id, "x") == [Answer(running, "x")]
+
+
+# ------------------------------------------------------------------------------------------------------- lost agents
+
+
+def test_a_lost_agent_that_comes_back_goes_on(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.agent_left(agent, 1.0) == []
+    assert dispatcher.next_deadline() == 1.0 + REATTACH_GRACE_S
+    again = new_agent()
+    assert dispatcher.agent_joined(again, [execution.execution_id]) == []
+    assert dispatcher.expire(10.0) == []
+    assert dispatcher.snapshot().tasks["a"].free == 0
+    assert dispatcher.answered(again, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_a_lost_agent_that_does_not_name_it_makes_the_outcome_unknown(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    dispatcher.agent_joined(new_agent())
+    assert dispatcher.expire(1.0 + REATTACH_GRACE_S) == [Finish(execution, Ending.OUTCOME_UNKNOWN)]
+
+
+def test_another_agent_cannot_name_it(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    impostor = new_agent(who="somebody else")
+    dispatcher.agent_joined(impostor, [execution.execution_id])
+    assert dispatcher.answered(impostor, execution.execution_id, "false") == []
+    assert dispatcher.answered_late(impostor, execution.execution_id, "false") == []
+    assert dispatcher.live == 1
+
+
+def test_what_the_agent_finished_meanwhile_is_answered(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    again = new_agent()
+    dispatcher.agent_joined(again)
+    assert dispatcher.answered_late(again, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_a_dead_instance_is_not_waited_for(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(who="dead"), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    assert dispatcher.agent_gone("another") == []
+    assert dispatcher.agent_gone("dead") == [Finish(execution, Ending.OUTCOME_UNKNOWN)]
+
+
+def test_named_ids_use_capacity(dispatcher: Dispatcher) -> None:
+    agent = new_agent(capacity=2)
+    dispatcher.agent_joined(agent, ["0-9-9-1", "0-9-9-2", "0-9-9-2"])
+    assert dispatcher.submit(execution := new_execution(), 0.0) == []
+    assert dispatcher.answered(agent, "0-9-9-1", "x") == [Dispatch(execution, agent)]
+
+
+def test_declined_is_given_to_another(dispatcher: Dispatcher) -> None:
+    leaving, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(leaving)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.declined(leaving, execution.execution_id, "no", 1.0) == []
+    assert dispatcher.snapshot().queued == 1
+    agent = new_agent()
+    assert dispatcher.agent_joined(agent) == [Dispatch(execution, agent)]
+    assert dispatcher.submit(new_execution(), 1.0) == []
+
+
+def test_a_retired_agent_gets_nothing_more(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(capacity=2), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_retired(agent)
+    assert dispatcher.submit(new_execution(), 0.0) == []
+    assert kinds(dispatcher.answered(agent, execution.execution_id, "x")) == [Answer]
+    assert dispatcher.snapshot().queued == 1
+
+
+# -------------------------------------------------------------------------------------------------------- neighbours
+
+
+def test_forwards_to_the_freest_that_stays(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    for slot, free in ((1, 1), (2, 5), (3, 9)):
+        board.rows[slot, TASK_A] = (free, 0)
+        dispatcher.link_up(slot, 0.0)
+    board.left.add(3)
+    execution = new_execution()
+    assert dispatcher.submit(execution, 0.0) == [Forward(execution, 2)]
+
+
+def test_a_draining_worker_forwards_to_draining_ones(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    waiting = new_execution()
+    dispatcher.link_up(3, 0.0)
+    dispatcher.submit(waiting, 0.0)
+    board.left.add(3)
+    board.rows[3, TASK_A] = (1, 0)
+    assert dispatcher.nudged(3, "a") == []
+    dispatcher.drain()
+    assert dispatcher.nudged(3, "a") == [Forward(waiting, 3)]
+
+
+def test_own_row_is_written_before_others_are_read(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    board.log.clear()
+    dispatcher.submit(new_execution(), 0.0)
+    assert ("write", ME) in board.log
+    assert board.log.index(("write", ME)) < len(board.log) - 1 - board.log[::-1].index(("read", 1))
+
+
+def test_what_is_on_its_way_is_not_free_any_more(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (2, 0)
+    dispatcher.link_up(1, 0.0)
+    assert [kinds(dispatcher.submit(new_execution(), 0.0)) for _ in range(3)] == [[Forward], [Forward], []]
+
+
+def test_an_answer_gives_the_place_back(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    assert dispatcher.neighbour_answered(1, first.execution_id, "x") == [Answer(first, "x"), Forward(second, 1)]
+
+
+def test_an_answer_gives_the_place_back_also_when_nothing_waits(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    for _ in range(3):  # the word was 0 in between, but nobody looked
+        execution = new_execution()
+        assert dispatcher.submit(execution, 0.0) == [Forward(execution, 1)]
+        dispatcher.neighbour_answered(1, execution.execution_id, "x")
+
+
+def test_the_longer_queue_gets_the_place(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    board.rows[2, TASK_A] = (0, 7)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    assert dispatcher.neighbour_answered(1, first.execution_id, "x") == [Answer(first, "x")]
+
+
+def test_a_second_hop_is_refused(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[2, TASK_A] = (5, 0)
+    dispatcher.link_up(2, 0.0)
+    execution = new_execution(source=1)
+    (refusal,) = dispatcher.submit(execution, 0.0)
+    assert isinstance(refusal, Refuse)
+    assert refusal.code is ErrorCode.OVERLOADED
+    assert dispatcher.live == 0
+
+
+def test_bounced_waits_here_and_does_not_knock_again_at_once(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (5, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.bounced(1, execution.execution_id, 1.0) == []
+    assert execution.place is Place.QUEUED
+    assert dispatcher.next_deadline() == 1.0 + REREAD_S
+    assert dispatcher.expire(1.0 + REREAD_S) == [Forward(execution, 1)]
+
+
+def test_bounced_goes_to_the_head(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    dispatcher.bounced(1, first.execution_id, 0.0)
+    agent = new_agent(capacity=2)
+    assert dispatcher.agent_joined(agent) == [Dispatch(first, agent), Dispatch(second, agent)]
+
+
+def test_the_board_is_read_again_while_something_waits(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    assert dispatcher.submit(execution, 0.0) == []
+    assert dispatcher.expire(REREAD_S) == []
+    board.rows[1, TASK_A] = (1, 0)
+    assert dispatcher.next_deadline() == 2 * REREAD_S
+    assert dispatcher.expire(2 * REREAD_S) == [Forward(execution, 1)]
+    assert dispatcher.expire(3 * REREAD_S) == []
+    assert dispatcher.next_deadline() == float("inf")
+
+
+def test_free_capacity_nudges_the_longest_queue(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (0, 2)
+    board.rows[2, TASK_A] = (0, 7)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    agent = new_agent()
+    assert dispatcher.agent_joined(agent) == [Nudge(2, "a")]
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.answered(agent, execution.execution_id, "x") == [Answer(execution, "x"), Nudge(2, "a")]
+
+
+def test_the_answer_itself_is_the_nudge(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = board.rows[2, TASK_A] = (0, 7)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    agent, execution = new_agent(), new_execution(source=2)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.answered(agent, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_a_lost_link_waits_for_the_agents(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.link_down(1, 1.0) == []
+    assert dispatcher.located(2, execution.execution_id) == []
+    assert dispatcher.expire(10.0) == []
+    assert dispatcher.neighbour_answered(2, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_a_lost_link_ends_in_an_unknown_outcome(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    dispatcher.link_down(1, 1.0)
+    assert dispatcher.expire(1.0 + REATTACH_GRACE_S) == [Finish(execution, Ending.OUTCOME_UNKNOWN)]
+
+
+def test_an_agent_that_moved_here_brings_a_neighbours_execution(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent, name = new_agent(), "1-7-1-5"
+    assert dispatcher.agent_joined(agent, [name]) == [Located(1, name)]
+    assert dispatcher.answered(agent, name, "x") == [Relay(1, name, "x")]
+    assert dispatcher.answered_late(agent, "1-7-1-6", "y") == [Relay(1, "1-7-1-6", "y")]
+
+
+def test_and_may_leave_again(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent, name = new_agent(), "1-7-1-5"
+    dispatcher.agent_joined(agent, [name])
+    assert dispatcher.agent_left(agent, 1.0) == [Mislaid(1, name)]
+
+
+def test_a_new_link_hears_what_is_here_of_its_executions(dispatcher: Dispatcher) -> None:
+    dispatcher.agent_joined(new_agent(), ["1-7-1-5"])
+    assert dispatcher.link_up(1, 0.0) == [Located(1, "1-7-1-5")]
+
+
+def test_mislaid_waits_again(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    dispatcher.mislaid(1, execution.execution_id, 1.0)
+    assert dispatcher.expire(1.0 + REATTACH_GRACE_S) == [Finish(execution, Ending.OUTCOME_UNKNOWN)]
+
+
+def test_an_unknown_outcome_is_believed_only_from_where_the_execution_is(
+    dispatcher: Dispatcher, board: PlainBoard
+) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    dispatcher.located(2, execution.execution_id)
+    assert dispatcher.neighbour_answered(1, execution.execution_id, "lost", unknown=True) == []
+    assert dispatcher.neighbour_answered(1, execution.execution_id, "done") == [Answer(execution, "done")]
+
+
+def test_a_neighbours_execution_that_was_not_started_goes_back(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent, execution = new_agent(), new_execution(source=1)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    assert kinds(dispatcher.declined(agent, execution.execution_id, "no", 0.0)) == [Refuse]
+    assert dispatcher.live == 0
