@@ -201,10 +201,16 @@ def _scan() -> Iterator[_Stat]:
                 yield stat
 
 
-def _listed_children(pid: int) -> Iterator[int]:
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
-            yield from map(int, path.read_bytes().split())
+def _listed_children(pid: int) -> list[int]:
+    gone = suppress(FileNotFoundError, ProcessLookupError)
+    threads: list[str] = []
+    with gone:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - as above
+    children: list[int] = []
+    for thread in threads:
+        with gone:
+            children += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split())
+    return children
 
 
 def _kill(pid: int) -> None:

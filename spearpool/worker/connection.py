@@ -11,6 +11,9 @@ A peer that does not read its answers is not read either; what may pile up for i
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._max_unsent_bytes = max_unsent_bytes
         self._writing_paused = False
-        self._unsent_bytes = inf
+        self._unsent_bytes = inf  # at the last look
         self._patience_s = settings.heartbeat_timeout_s
         self._patient_until = 0.0
         self._eof = False
@@ -225,19 +228,30 @@ class Connection(asyncio.Protocol):
         return self.linger_until if self.ended else max(self.session.next_deadline(), self._patient_until)
 
     def expire(self, now: float) -> list[SessionEvent]:
-        """Do what is due. A peer that reads, however slowly, lives: what it says is not read meanwhile."""
+        """Do what is due.
+
+        A peer that still takes in what was written for it lives, however slow it is: what it says may not be read now,
+        and our heartbeats stand behind the rest.
+        """
         if self.ended:
             self.linger_until = inf
             self.abort()
             return []
-        if self._writing_paused and self._transport is not None:
-            before, self._unsent_bytes = self._unsent_bytes, self._transport.get_write_buffer_size()
-            if self._unsent_bytes < before:
-                self._patient_until = now + self._patience_s
-                return []
+        before, self._unsent_bytes = self._unsent_bytes, self._count_unsent()
+        if 0 < self._unsent_bytes < before:
+            self._patient_until = now + self._patience_s
+            return []
         events = self.session.expire(now)
         self._outbox.post(self)
         return events
+
+    def _count_unsent(self) -> float:
+        """Bytes that the peer has not acknowledged; inf for none, so that any number is less."""
+        if self._transport is None:
+            return inf
+        sock = self._transport.get_extra_info("socket")
+        waiting = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return self._transport.get_write_buffer_size() + waiting or inf
 
     # ------------------------------------------------------------------------------------------ what asyncio calls
 
@@ -273,13 +287,12 @@ class Connection(asyncio.Protocol):
     def _end_of_stream(self, exc: Exception | None) -> None:
         if not self.ended:
             events = self.session.receive_data(b"", time.monotonic())
-            if exc is not None:
+            if exc is not None or not events:  # no events: what happened before could not be handled to its end
                 events = [Closed(CloseReason.LOST, str(exc))]
             self._owner.happened(self, events, time.monotonic_ns())
 
     def pause_writing(self) -> None:
         self._writing_paused = True
-        self._unsent_bytes = inf
         peer = self.session.peer
         # an agent goes on being read: what it gets is bounded by its capacity, and its answers free memory here
         if self._transport is not None and not (peer is not None and peer.role is Role.AGENT):

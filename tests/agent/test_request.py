@@ -33,7 +33,9 @@ RETURNED = [
 ]
 
 
-@pytest.mark.parametrize(("result", "text", "data"), RETURNED, ids=[repr(row[0]) for row in RETURNED])
+@pytest.mark.parametrize(
+    ("result", "text", "data"), RETURNED, ids=[f"{type(row[0]).__name__}-{n}" for n, row in enumerate(RETURNED)]
+)
 def test_a_result_goes_out_as_text_where_it_is_text(result: object, text: str | None, data: object) -> None:
     response = answer(lambda _: result, Request("t"))  # type: ignore[arg-type, return-value]
     assert (response.status, response.error) == (ExecutionStatus.COMPLETED, None)

@@ -154,7 +154,7 @@ def test_the_warden_is_light() -> None:
 def test_close_ends_the_warden_once() -> None:
     warden = Warden.start("test", serve_orders)
     launcher: Launcher = warden  # what `ProcessRuntime` needs of it
-    assert launcher
+    assert isinstance(launcher, Warden)
     identity = ProcessIdentity.of(warden.pid)
     warden.close()
     assert not identity.alive()
