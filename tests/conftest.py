@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import setproctitle
 from hypothesis import settings
 
 __all__ = ["TIME_SCALE", "RuntimeEnv", "deadline", "eventually", "eventually_async"]
@@ -33,6 +34,9 @@ T = TypeVar("T")
 TIME_SCALE = float(os.environ.get("SPEARPOOL_TEST_TIME_SCALE", "1"))
 
 SHARED_MEMORY = Path("/dev/shm")
+
+# It finds the place of the process title through `environ`, which tests change: so it has to look before they do.
+setproctitle.getproctitle()
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)

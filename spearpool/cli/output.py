@@ -16,6 +16,9 @@ from spearpool.runtime_dir import PoolDescription, find_pool
 
 __all__ = ["Seconds", "duration", "json_option", "name_option", "pool_named", "print_json", "size", "table"]
 
+PIPE_COLUMNS = 400
+"""Room for a table in a pipe or a file."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -60,7 +63,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         grid.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
-    Console(highlight=False).print(grid)
+    # Nothing is cut or folded where there is no terminal that would be too narrow for it.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    console.print(grid)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from click.testing import CliRunner
@@ -23,7 +24,9 @@ class Said:
 
 def invoke(env: RuntimeEnv, *words: str, data: bytes = b"") -> Said:
     """Run a command as `spearpool WORDS` would, but without the start of an interpreter."""
-    result = CliRunner().invoke(main, list(words), env=env.environ, input=data)
+    # Only what differs: once variables that it was started with are set again, a process cannot be given a title.
+    changes = {name: value for name, value in env.environ.items() if os.environ.get(name) != value}
+    result = CliRunner().invoke(main, list(words), env=changes, input=data)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Said(result.exit_code, result.stdout_bytes, result.stderr)

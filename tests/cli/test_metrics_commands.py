@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from spearpool.cli import main
 from tests.cli.metrics_pool import metrics_pool
+from tests.cli.running import invoke
 from tests.conftest import RuntimeEnv
 from tests.metrics.bus.living import LivingBus, monitoring, write_messages
 
@@ -119,22 +120,20 @@ def test_a_reader_that_goes_away_is_no_error(living: LivingBus, runtime_env: Run
         assert process.stderr.read() == ""
 
 
-def invoke(env: RuntimeEnv, *words: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, ["metrics", "tail", *words], env=env.environ)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+def run_tail(env: RuntimeEnv, *words: str) -> tuple[int, str, str]:
+    said = invoke(env, "metrics", "tail", *words)
+    return said.code, said.out.decode(), said.err
 
 
 def test_a_limit_is_a_number_of_lines(living: LivingBus, runtime_env: RuntimeEnv) -> None:
-    code, out, _ = invoke(runtime_env, "--json", "--kind", "worker", "--limit", "1")
+    code, out, _ = run_tail(runtime_env, "--json", "--kind", "worker", "--limit", "1")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [line["kind"] for line in lines] == ["worker", "account"]
 
 
 def test_only_the_worker_that_was_asked_for(living: LivingBus, runtime_env: RuntimeEnv) -> None:
-    _, out, _ = invoke(runtime_env, "--json", "--worker", "1", "--kind", "worker", "--duration", "0.2")
+    _, out, _ = run_tail(runtime_env, "--json", "--worker", "1", "--kind", "worker", "--duration", "0.2")
     *lines, account = [json.loads(line) for line in out.splitlines()]
     assert {line["worker"] for line in lines} == {1}
     assert account["kind"] == "account"
@@ -142,7 +141,7 @@ def test_only_the_worker_that_was_asked_for(living: LivingBus, runtime_env: Runt
 
 def test_for_people_without_colour_in_a_pipe(living: LivingBus, runtime_env: RuntimeEnv) -> None:
     write_messages(monitoring(living.segment, 0), 1)
-    code, out, _ = invoke(runtime_env, "--duration", "0.3")
+    code, out, _ = run_tail(runtime_env, "--duration", "0.3")
     first, *_, last = out.splitlines()
     assert code == 0
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  w0   counters .*messages_in_heartbeat 1 \(\+1\).*", first)
@@ -160,14 +159,14 @@ USAGE: list[tuple[list[str], int, str]] = [
 
 @pytest.mark.parametrize(("words", "code", "message"), USAGE, ids=[" ".join(row[0]) for row in USAGE])
 def test_wrong_use(words: list[str], code: int, message: str, runtime_env: RuntimeEnv) -> None:
-    found, out, err = invoke(runtime_env, *words)
+    found, out, err = run_tail(runtime_env, *words)
     assert (found, out) == (code, "")
     assert message in err
 
 
 def test_a_pool_whose_sockets_are_gone_is_not_running(living: LivingBus, runtime_env: RuntimeEnv) -> None:
     living.close()
-    code, _, err = invoke(runtime_env)
+    code, _, err = run_tail(runtime_env)
     assert code == 3
     assert "no such socket" in err
 

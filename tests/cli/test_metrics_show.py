@@ -4,12 +4,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from click.testing import CliRunner
 
-from spearpool.cli import main
 from spearpool.metrics.seat import Seat
 from spearpool.metrics.vocabulary import HISTOGRAM, ExecutionStage
 from tests.cli.metrics_pool import metrics_pool
+from tests.cli.running import invoke
 from tests.conftest import RuntimeEnv
 from tests.metrics.bus.living import LivingBus, monitoring, write_messages
 
@@ -27,8 +26,8 @@ def living(runtime_env: RuntimeEnv) -> Iterator[LivingBus]:
 
 
 def show(env: RuntimeEnv, *words: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, ["metrics", "show", *words], env=env.environ)
-    return result.exit_code, result.stdout, result.stderr
+    said = invoke(env, "metrics", "show", *words)
+    return said.code, said.out.decode(), said.err
 
 
 def test_one_document(living: LivingBus, runtime_env: RuntimeEnv) -> None:

@@ -30,3 +30,8 @@ def test_table_aligns_numbers_right(capsys: pytest.CaptureFixture[str]) -> None:
     assert first.endswith("    5")
     assert second.endswith("12345")
     assert "\x1b" not in first
+
+
+def test_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    table("things", ("name", "#count"), [["long" * 50, 5]])
+    assert "long" * 50 in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Executions over real connections, in one worker. Several workers: `test_links.py`; who agents are: `test_agents.py`."""
+"""Executions over real connections in one worker. Several workers: `test_links`; who agents are: `test_agents`."""
 
 from __future__ import annotations
 
@@ -210,12 +210,12 @@ async def test_a_request_that_grows_too_large_on_its_way_fails(tmp_path: Path) -
     config = ConnectionManagerConfig(max_message_size=64 * 1024)
     async with house(tmp_path, config) as found:
         server = await found.agent()
-        asked = request(input=b"")
-        size = len(found.caller.session.codec.encode(asked, 1, 0))
-        text = "a" * ((64 * 1024 - size - 20) // 3)  # 'a' is 97: three bytes and a comma with the quotes counted once
-        while len(found.caller.session.codec.encode(replace(asked, working_dir=text), 1, 10**18)) > 64 * 1024:
-            text = text[:-1]
-        answer = await found.caller.execute(replace(asked, working_dir=text))
+        limit = config.max_message_size
+        codec = found.caller.session.codec
+        asked = request(working_dir="a" * (limit // 3))  # a byte of the payload takes three or four on the wire
+        while len(codec.encode(asked, 1, 1_999_999_999_999_999_999)) > limit:
+            asked = replace(asked, working_dir=(asked.working_dir or "")[:-1])
+        answer = await found.caller.execute(asked)
         assert isinstance(answer, ExecuteResponse)
         assert (answer.status, answer.error_code) == (ExecutionStatus.FAILED, ErrorCode.TOO_LARGE)
         found.caller.send(request())
@@ -384,7 +384,8 @@ async def test_an_agent_that_ends_with_its_answer_gets_no_more(tmp_path: Path) -
         for _ in range(2):
             found.caller.send(request(input=b"x"))
         number, asked = await found.asked(server)
-        server.session.send(ExecuteResponse("echo", ExecutionStatus.COMPLETED, "1", execution_id=asked.execution_id), 1)
+        done = ExecuteResponse("echo", ExecutionStatus.COMPLETED, "1", execution_id=asked.execution_id)
+        server.session.send(done, number)
         server.close()  # in one piece with the answer: what it would get next has never been sent
         assert completed(await found.caller.next(ExecuteResponse)) == "1"
         await found.echo()
