@@ -31,6 +31,8 @@ class Direction(Enum):
     INCOMING = "incoming"
     OUTGOING = "outgoing"
 
+    __hash__ = object.__hash__  # see MessageType
+
 
 class CloseReason(Enum):
     """Why a connection ended; the label of `connections_closed_total`."""
@@ -47,6 +49,8 @@ class CloseReason(Enum):
     OVERLOADED = "overloaded"  # max_connections, or a write buffer that only grows
     DRAIN = "drain"  # planned leave
     CRASH = "crash"  # booked by the supervisor for a dead worker
+
+    __hash__ = object.__hash__  # see MessageType
 
 
 class _Event(msgspec.Struct, frozen=True):

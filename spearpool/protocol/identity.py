@@ -17,6 +17,8 @@ class Role(Enum):
     AGENT = "agent"
     CLIENT = "client"
 
+    __hash__ = object.__hash__  # see MessageType
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

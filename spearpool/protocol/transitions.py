@@ -30,6 +30,8 @@ class Side(Enum):
     AGENT = "agent"
     CLIENT = "client"
 
+    __hash__ = object.__hash__  # see MessageType
+
 
 class ConnectionState(Enum):
     """`CLOSING`: nothing more is said, what is queued may still be written. `CLOSED`: the conversation is over."""
@@ -50,6 +52,8 @@ class Lane(Enum):
     CLIENT_TO_SERVER = "client to server"
     SERVER_TO_AGENT = "server to agent"
     SERVER_TO_CLIENT = "server to client"
+
+    __hash__ = object.__hash__  # see MessageType
 
 
 class Step(NamedTuple):

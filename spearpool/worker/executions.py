@@ -59,6 +59,8 @@ class Place(Enum):
     LOST = "lost"  # whoever had it is gone; its agent may come back and name it
     ENDED = "ended"
 
+    __hash__ = object.__hash__  # see MessageType
+
 
 class Ending(Enum):
     """Why the dispatcher itself ended an execution that had been accepted."""
@@ -66,6 +68,8 @@ class Ending(Enum):
     TIMED_OUT = "timed out"
     CANCELLED = "cancelled"
     OUTCOME_UNKNOWN = "outcome unknown"
+
+    __hash__ = object.__hash__  # see MessageType
 
 
 @dataclass(slots=True, eq=False)

@@ -334,3 +334,38 @@ def test_a_token_of_ours_never_reaches_the_validator() -> None:
     assert "wrong mac" in cause(
         verifier(validator=validate).verify(request("x", "v1.k1.client.Y2xp.submit.0.n.mac"), NOW)
     )
+
+
+# What is remembered of good tokens
+
+
+def test_a_token_that_comes_again_is_checked_again_for_what_can_change() -> None:
+    alive: list[tuple[int, int]] = [(3, 7)]
+    asked = Verifier((KEY,), row_is_alive=lambda *row: row in alive)
+    launched = make_token(KEY, Role.AGENT, "a-3-7", "3:7")
+    issued = make_token(KEY, Role.CLIENT, "cli", "submit", int(NOW) + 10)
+    for _ in range(2):
+        assert isinstance(asked.verify(request("a-3-7", launched), NOW), Identity)
+        assert isinstance(asked.verify(request("me", issued), NOW), Identity)
+    alive.clear()
+    assert "not alive" in cause(asked.verify(request("a-3-7", launched), NOW))
+    assert "expired" in cause(asked.verify(request("me", issued), NOW + 11))
+    asked.revoke(["cli"])
+    assert "revoked" in cause(asked.verify(request("me", issued), NOW))
+
+
+def test_a_good_token_does_not_vouch_for_a_bad_one() -> None:
+    asked = verifier()
+    good = make_token(KEY, Role.CLIENT, "cli", "submit")
+    assert isinstance(asked.verify(request("me", good), NOW), Identity)
+    bad = good[:-1] + ("A" if good[-1] != "A" else "B")
+    for _ in range(2):
+        assert isinstance(asked.verify(request("me", bad), NOW), Refusal)
+    assert isinstance(asked.verify(request("me", good), NOW), Identity)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    asked = verifier()
+    for number in range(2000):
+        asked.verify(request("me", make_token(KEY, Role.CLIENT, f"cli-{number}", "submit")), NOW)
+    assert len(asked._opened) <= 1024

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from spearpool.protocol.messages import (
     SignalName,
 )
 from spearpool.protocol.session import Side
+from spearpool.worker.agents import LAST_WORDS_S
 from spearpool.worker.control import Claim, Disown, ExternalAgent, ExternalRow, Released, RowCleared, SignalAgent
 from tests.conftest import eventually_async
 
@@ -232,8 +234,9 @@ async def test_last_words_are_heard_after_the_row_was_cleared(tmp_path: Path) ->
             caller.send(request())
         message, asked = await peer.message()
         assert isinstance(asked, ExecuteRequest)
-        peer.complete(message.request_id, asked, "just before the end")
         worker.executions.agents.row_cleared(RowCleared(instance.row, instance.generation))
+        await asyncio.sleep(LAST_WORDS_S / 4)
+        peer.complete(message.request_id, asked, "just before the end")
         assert (await caller.next(ExecuteResponse)).output == "just before the end"
         assert worker.executions.dispatcher.snapshot().queued == 1, "no new work for the dead"
         peer.abort()

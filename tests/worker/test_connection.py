@@ -201,6 +201,18 @@ async def test_a_request_and_the_end_in_one_piece() -> None:
         peer.abort()
 
 
+async def test_the_end_is_an_end_and_no_reset() -> None:
+    """A socket closed with unread bytes in it resets the connection, and the peer may lose what was said last."""
+    async with serving() as server:
+        peer = await server.peer()
+        server.connections[0].close(CloseReason.DRAIN, "goodbye")
+        peer.send_raw(bytes(1_000_000))
+        await peer.drain()
+        data = await peer._reader.read(-1)
+        assert "goodbye" in str(peer.session.receive_data(data, 0.0))
+        peer.abort()
+
+
 async def test_nothing_is_read_after_the_end() -> None:
     async with serving() as server:
         peer = await server.peer()

@@ -421,6 +421,17 @@ async def test_a_neighbour_that_leaves_is_not_given_work(tmp_path: Path) -> None
         assert (await two.caller.next(ExecuteResponse)).output == "when it stays"
 
 
+async def test_a_neighbour_that_does_not_read_is_not_given_work(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as two:
+        server = await two.agent(two.other)
+        link = two.origin.executions.links.to(two.other.slot)
+        link.pause_writing()
+        two.caller.send(request())
+        await eventually_async(lambda: two.queued(two.origin) == 1)
+        link.resume_writing()
+        await two.asked(server)
+
+
 async def test_the_queue_is_not_a_neighbours(tmp_path: Path) -> None:
     """A forwarded execution that meets a full house goes home, also when the house has a queue of its own."""
     async with two_workers(tmp_path) as two:
