@@ -27,8 +27,10 @@ from spearpool.errors import PoolError, PoolStartError, SpearpoolError
 from spearpool.instances.launch import Exited, Launched, LaunchFailed, ZygoteReady
 from spearpool.log import get_logger
 from spearpool.metrics.bus import Bus
+from spearpool.metrics.monitoring import MonitoringService
 from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.seat import Seat
+from spearpool.metrics.vocabulary import WorkerStage
 from spearpool.processes import kill_descendants
 from spearpool.runtime_dir import PoolDescription, RuntimeDir, StateDir
 from spearpool.worker import control
@@ -111,7 +113,10 @@ class Supervisor:
         stack.callback(self._crew.close)
         self._owners = Owners(premises.table, self._crew)
         self._staff = Staff(settings, self._environ, self._warden, premises, self._crew, self._owners)
-        self._seat = Seat(premises.segment, premises.segment.layout.supervisor_seat)
+        seat = Seat(premises.segment, premises.segment.layout.supervisor_seat)
+        seat.occupy(0, premises.identity.pid)
+        stack.callback(seat.vacate)
+        self._monitoring = MonitoringService(seat, settings.monitoring, settings.connections.enable_monitoring)
         self._rollup = Rollup(premises.segment)
         self._report = Report(settings, premises, self._roster, self._staff, self._rollup, self._started_at)
         self._bus = Bus(
@@ -121,8 +126,8 @@ class Supervisor:
             self._report.instances,
             {"status": self._status, "stop": self._stop_command, "token_issue": self._token_issue},
         )
-        self._bus.bind(self._loop)
         stack.callback(self._bus.close)
+        self._bus.bind(self._loop)
         self._runtime_dir.write_pool(self._describe())
         self._renew_client_token()
 
@@ -182,12 +187,15 @@ class Supervisor:
         match record:
             case Launched():
                 self._crew.launched(incarnation, record.pid)
+                self._monitoring.record_worker(WorkerStage.SPAWNED, member.slot, incarnation)
                 self._decide(roster.Started(member.slot, incarnation, record.pid))
             case LaunchFailed():
                 self._crew.exited(incarnation)
                 self._decide(roster.SpawnFailed(member.slot, incarnation, record.reason))
             case Exited():
                 self._book(member)
+                stage = WorkerStage.EXITED if record.signal is None else WorkerStage.KILLED
+                self._monitoring.record_worker(stage, member.slot, incarnation, record.signal or record.code or 0)
                 self._crew.exited(incarnation)
                 self._decide(roster.WorkerExited(member.slot, incarnation, record.code, record.signal))
             case ZygoteReady():
@@ -214,6 +222,7 @@ class Supervisor:
         match record:
             case control.Ready():
                 self._crew.connect(member)
+                self._monitoring.record_worker(WorkerStage.READY, member.slot, member.incarnation)
                 self._staff.tell_states(member)
                 self._decide(roster.WorkerReady(member.slot, member.incarnation))
             case control.StartFailed():
@@ -235,8 +244,6 @@ class Supervisor:
     def _warden_died(self) -> None:
         """Without it nothing can be started or reaped: end everything, and say so."""
         self._loop.remove_reader(self._warden.pidfd)
-        if self._phase is Phase.STOPPING and not list(self._crew):
-            return
         self._finish(PoolError("the warden died; every process of the pool has been ended"))
 
     def _lifeline(self) -> None:

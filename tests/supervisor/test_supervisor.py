@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from spearpool.client import Client
 from spearpool.client.outcome import ExecutionResult
 from spearpool.errors import AuthenticationError, Draining, ErrorCode, RequestRefused, SpearpoolError, UnknownTask
 from spearpool.metrics.bus import ask
+from spearpool.metrics.layout import EventKind
+from spearpool.metrics.rollup import Rollup
+from spearpool.metrics.segment import Segment
 from tests.conftest import TIME_SCALE, RuntimeEnv, eventually
 from tests.integration.live_pool import HANDLERS, ROOT, LivePool, live_pool, private_env, spearpool
 
@@ -322,3 +325,25 @@ def test_stopped_before_it_is_ready(runtime_env: RuntimeEnv) -> None:
         out, err = process.communicate(timeout=30 * TIME_SCALE)
     assert (out, process.returncode) == (b"", 0), err.decode()
     assert not description.parent.exists()
+
+
+# Its own seat
+
+
+def test_the_life_of_workers_is_on_record(runtime_env: RuntimeEnv) -> None:
+    with (
+        live_pool(runtime_env, "--workers", "1") as pool,
+        closing(Segment.open(Path(pool.ready["segment"]))) as segment,
+    ):
+        os.kill(pool.status()["workers"][0]["pid"], signal.SIGKILL)
+        eventually(lambda: pool.status()["workers"][0]["restarts"] == 1 and _serving(pool), 10)
+        _, records, lost = Rollup(segment).new_records(segment.layout.supervisor_seat)
+        kinds = [EventKind(kind).name.lower() for kind in records["kind"]]
+        del records
+        assert lost == 0
+        life = ["worker_spawned", "worker_ready"]
+        assert kinds == [*life, "worker_killed", *life]
+
+
+def _serving(pool: LivePool) -> bool:
+    return bool(pool.status()["workers"][0]["state"] == "ready")
