@@ -23,6 +23,7 @@ from spearpool.worker.executions import (
     Terminate,
     TerminateRemote,
 )
+from spearpool.worker.lane import Lane
 
 from .boards import ME, PlainBoard, new_agent, new_execution
 
@@ -491,3 +492,275 @@ def test_a_neighbours_execution_that_was_not_started_goes_back(dispatcher: Dispa
     dispatcher.submit(execution, 0.0)
     assert kinds(dispatcher.declined(agent, execution.execution_id, "no", 0.0)) == [Refuse]
     assert dispatcher.live == 0
+
+
+# ------------------------------------------------- what deleting a single line of the dispatcher would break
+
+
+def test_who_left_gets_nothing_more(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent = new_agent(capacity=2)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(new_execution(), 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    assert agent.running == {}
+    assert board.rows[ME, TASK_A] == (0, 0)
+    assert dispatcher.submit(new_execution(), 1.0) == []
+
+
+def test_a_retired_agents_capacity_leaves_the_board(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent = new_agent(capacity=2)
+    dispatcher.agent_joined(agent)
+    dispatcher.agent_retired(agent)
+    assert board.rows[ME, TASK_A] == (0, 0)
+
+
+def test_a_declining_agents_capacity_leaves_the_board(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, execution = new_agent(capacity=5), new_execution(source=1)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.declined(agent, execution.execution_id, "no", 0.0)
+    assert board.rows[ME, TASK_A] == (0, 0)
+
+
+def test_declined_after_it_was_named_is_relayed(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent = new_agent()
+    dispatcher.agent_joined(agent, ["1-7-1-5", "0-9-9-9"])
+    assert dispatcher.declined(agent, "1-7-1-5", "no", 0.0) == [Relay(1, "1-7-1-5", "no")]
+    assert dispatcher.declined(agent, "0-9-9-9", "no", 0.0) == []
+
+
+def test_answered_late_ends_it_once(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    again = new_agent()
+    dispatcher.agent_joined(again)
+    assert dispatcher.answered_late(again, execution.execution_id, "x") == [Answer(execution, "x")]
+    assert (dispatcher.live, dispatcher.snapshot().lost) == (0, 0)
+    assert dispatcher.answered_late(again, execution.execution_id, "x") == []
+    assert dispatcher.expire(1.0 + REATTACH_GRACE_S) == []
+
+
+def test_a_neighbours_answer_ends_it_once(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.neighbour_answered(1, execution.execution_id, "x") == [Answer(execution, "x")]
+    assert dispatcher.live == 0
+    assert dispatcher.link_down(1, 1.0) == []
+    assert dispatcher.snapshot().lost == 0
+
+
+def test_a_neighbour_has_no_say_over_what_runs_here(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.neighbour_answered(1, execution.execution_id, "false") == []
+    assert dispatcher.answered(agent, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_an_unknown_outcome_is_not_believed_of_what_is_lost(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    dispatcher.mislaid(1, execution.execution_id, 1.0)
+    assert dispatcher.neighbour_answered(1, execution.execution_id, "lost", unknown=True) == []
+    assert dispatcher.snapshot().lost == 1
+
+
+def test_an_unknown_outcome_is_believed_where_the_execution_is(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    answers = dispatcher.neighbour_answered(1, execution.execution_id, "lost", unknown=True)
+    assert answers == [Answer(execution, "lost")]
+
+
+def test_a_named_id_of_another_task_is_nobodys(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    other = new_agent("b")
+    dispatcher.agent_joined(other, [execution.execution_id])
+    assert dispatcher.answered(other, execution.execution_id, "false") == []
+    assert dispatcher.live == 1
+
+
+def test_what_runs_at_one_agent_cannot_be_named_by_its_twin(dispatcher: Dispatcher) -> None:
+    """Two connections of one agent: the older one's execution is not lost yet."""
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    twin = new_agent()
+    dispatcher.agent_joined(twin, [execution.execution_id])
+    assert dispatcher.answered(twin, execution.execution_id, "false") == []
+    assert dispatcher.answered(agent, execution.execution_id, "x") == [Answer(execution, "x")]
+
+
+def test_a_draining_worker_still_executes_for_neighbours(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution(source=1)
+    dispatcher.agent_joined(agent)
+    dispatcher.drain()
+    assert dispatcher.submit(execution, 0.0) == [Dispatch(execution, agent)]
+
+
+def test_nobody_overtakes_the_queue(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    dispatcher.submit(first := new_execution(), 0.0)
+    board.rows[1, TASK_A] = (1, 0)
+    assert dispatcher.submit(new_execution(), 0.0) == []
+    assert dispatcher.expire(REREAD_S) == [Forward(first, 1)]
+
+
+def test_a_new_link_serves_the_queue_and_the_next_look_is_set(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.submit(first := new_execution(), 0.0)
+    dispatcher.submit(new_execution(), 0.0)
+    board.rows[1, TASK_A] = (1, 0)
+    assert dispatcher.link_up(1, 5.0) == [Forward(first, 1)]
+    assert dispatcher.next_deadline() == 5.0 + REREAD_S
+
+
+def test_a_new_link_is_offered_what_is_free(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.agent_joined(new_agent())
+    board.rows[1, TASK_A] = (0, 2)
+    assert dispatcher.link_up(1, 0.0) == [Nudge(1, "a")]
+
+
+def test_the_relayed_answer_is_the_nudge(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = board.rows[2, TASK_A] = (0, 7)
+    dispatcher.link_up(1, 0.0)
+    dispatcher.link_up(2, 0.0)
+    agent = new_agent()
+    dispatcher.agent_joined(agent, ["2-7-1-5"])
+    assert dispatcher.answered(agent, "2-7-1-5", "x") == [Relay(2, "2-7-1-5", "x")]
+
+
+def test_two_that_wait_do_not_share_one_place(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    board.rows[1, TASK_A] = (1, 0)
+    assert dispatcher.expire(REREAD_S) == [Forward(first, 1)]
+    assert dispatcher.link_down(1, 1.0) == []
+    assert dispatcher.snapshot().lost == 1
+
+
+def test_retired_is_still_a_member_and_a_stranger_does_not_become_one() -> None:
+    lane = Lane("a", 0)
+    agent, stranger = new_agent(), new_agent()
+    lane.join(agent)
+    lane.retire(agent)
+    lane.retire(stranger)
+    assert list(lane.agents) == [agent]
+
+
+def test_a_mislaid_id_of_ours_is_told_to_nobody(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent = new_agent(capacity=2)
+    dispatcher.agent_joined(agent, ["0-9-9-9", "1-7-1-5"])
+    assert dispatcher.agent_left(agent, 1.0) == [Mislaid(1, "1-7-1-5")]
+
+
+def test_cancelled_out_of_the_middle_of_the_queue(dispatcher: Dispatcher) -> None:
+    first, second, third = (new_execution(origin=number) for number in range(3))
+    for execution in (first, second, third):
+        dispatcher.submit(execution, 0.0)
+    dispatcher.cancel(second.execution_id, 1)
+    agent = new_agent(capacity=3)
+    assert dispatcher.agent_joined(agent) == [Dispatch(first, agent), Dispatch(third, agent)]
+
+
+def test_the_last_byte_still_fits(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(new_execution(size_bytes=60), 0.0)
+    assert dispatcher.submit(new_execution(size_bytes=40), 0.0) == []
+    assert dispatcher.snapshot().queued_bytes == 100
+
+
+def test_declined_goes_to_another_agent_at_once(dispatcher: Dispatcher) -> None:
+    leaving, other, execution = new_agent(), new_agent(), new_execution()
+    dispatcher.agent_joined(leaving)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_joined(other)
+    assert dispatcher.declined(leaving, execution.execution_id, "no", 1.0) == [Dispatch(execution, other)]
+
+
+def test_declined_is_refused_when_its_task_is_not_served_any_more(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.set_task("a", available=False, reason="it crashes")
+    assert dispatcher.declined(agent, execution.execution_id, "no", 1.0) == [
+        Refuse(execution, ErrorCode.DRAINING, "it crashes")
+    ]
+    assert (dispatcher.live, dispatcher.snapshot().queued) == (0, 0)
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline", "unavailable", "abort"])
+def test_what_stops_waiting_leaves_the_board(dispatcher: Dispatcher, board: PlainBoard, end: str) -> None:
+    execution = new_execution(origin="me", deadline=5.0)
+    dispatcher.submit(execution, 0.0)
+    assert board.rows[ME, TASK_A] == (0, 1)
+    match end:
+        case "cancel":
+            dispatcher.cancel(execution.execution_id, "me")
+        case "deadline":
+            dispatcher.expire(5.0)
+        case "unavailable":
+            dispatcher.set_task("a", available=False, reason="it crashes")
+        case _:
+            dispatcher.abort()
+    assert board.rows[ME, TASK_A] == (0, 0)
+
+
+def test_a_nudge_undoes_an_earlier_refusal(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    execution = new_execution()
+    dispatcher.submit(execution, 0.0)
+    dispatcher.bounced(1, execution.execution_id, 0.0)
+    assert dispatcher.nudged(1, "a") == [Forward(execution, 1)]
+
+
+def test_messages_about_nothing_are_passed_over(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(execution := new_execution(), 0.0)
+    assert dispatcher.nudged(1, "a") == []  # no such neighbour
+    dispatcher.link_up(1, 0.0)
+    assert dispatcher.nudged(1, "zebra") == []
+    assert dispatcher.bounced(1, "0-9-9-9", 0.0) == []
+    assert dispatcher.bounced(2, execution.execution_id, 0.0) == []
+    assert dispatcher.located(1, "0-9-9-9") == []
+    assert dispatcher.located(2, execution.execution_id) == []
+    assert dispatcher.located(1, execution.execution_id) == []  # it waits here: nobody else can have it
+    assert dispatcher.snapshot().queued == 1
+
+
+def test_what_waits_is_left_alone_when_the_task_is_said_to_be_available(dispatcher: Dispatcher) -> None:
+    dispatcher.submit(new_execution(), 0.0)
+    assert dispatcher.set_task("a", available=True) == []
+    assert dispatcher.snapshot().queued == 1
+
+
+def test_declined_goes_to_another_agent_also_when_nothing_may_wait(dispatcher: Dispatcher) -> None:
+    leaving, other, execution = new_agent(), new_agent(), new_execution()
+    dispatcher.agent_joined(leaving)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_joined(other)
+    dispatcher.set_task("a", available=False, reason="it crashes")
+    assert dispatcher.declined(leaving, execution.execution_id, "no", 1.0) == [Dispatch(execution, other)]
+
+
+def test_word_of_a_lost_one_over_no_link_is_passed_over(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.agent_left(agent, 1.0)
+    assert dispatcher.located(2, execution.execution_id) == []
+    assert dispatcher.snapshot().lost == 1
