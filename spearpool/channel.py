@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -33,11 +34,18 @@ class ChannelClosed(Exception):
 
 
 class Channel(Generic[In, Out]):
-    """Sends `Out` records and receives `In` records, each with up to 16 descriptors."""
+    """Sends `Out` records and receives `In` records, each with up to 16 descriptors.
 
-    def __init__(self, sock: socket.socket, incoming: Packer[In], outgoing: Packer[Out]) -> None:
+    Descriptors that a process has no room for are an error (the channel is closed), unless it `may_lack_fds`: then the
+    record comes without them.
+    """
+
+    def __init__(
+        self, sock: socket.socket, incoming: Packer[In], outgoing: Packer[Out], *, may_lack_fds: bool = False
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._may_lack_fds = may_lack_fds
         self._incoming = incoming
         self._outgoing = outgoing
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
@@ -53,6 +61,13 @@ class Channel(Generic[In, Out]):
     @property
     def wants_write(self) -> bool:
         return bool(self._waiting)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other end is closed by now, though what it said last may still be unread."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        return bool(poll.poll(0))
 
     def send(self, record: Out, fds: Sequence[int] = ()) -> None:
         """Send or queue one record. Raises `ChannelClosed` when nobody is there to read it."""
@@ -88,7 +103,7 @@ class Channel(Generic[In, Out]):
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         if not data:
             raise ChannelClosed("end of file")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not self._may_lack_fds):
             for fd in fds:
                 os.close(fd)
             raise ChannelClosed("a record was cut off: too many descriptors or bytes")

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from .config_mistakes import did_you_mean, explain
 from .errors import ConfigError
 from .packing import Section, UnpackError, from_plain
 
@@ -82,7 +83,12 @@ class Target(Section, frozen=True, kw_only=True):
 
 
 class PoolConfig(Section, frozen=True, kw_only=True):
-    """`port = 0` takes the first free one of 9100 … 9999; `max_workers = 0` means four times `workers`."""
+    """`port = 0` takes the first free one of 9100 … 9999; `max_workers = 0` means four times `workers`.
+
+    A worker whose loop has not turned for `worker_hang_timeout_s` is killed and replaced. One that has served for
+    `max_worker_age_s`, has accepted `max_worker_connections`, or holds `max_worker_memory_bytes` of its own is replaced
+    as planned, a little earlier at random; 0 means without limit.
+    """
 
     name: str = "default"
     host: str = "127.0.0.1"
@@ -91,6 +97,10 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     max_workers: int = 0
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 30.0
+    worker_hang_timeout_s: float = 10.0
+    max_worker_age_s: float = 0.0
+    max_worker_connections: int = 0
+    max_worker_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         _expect(
@@ -105,7 +115,10 @@ class PoolConfig(Section, frozen=True, kw_only=True):
             self.max_workers == 0 or self.workers <= self.max_workers <= MAX_SLOTS,
             f"0, or from workers ({self.workers}) to {MAX_SLOTS}",
         )
-        _positive("pool", self, "start_timeout_s", "stop_timeout_s")
+        _positive("pool", self, "start_timeout_s", "stop_timeout_s", "worker_hang_timeout_s")
+        for name in ("max_worker_age_s", "max_worker_connections", "max_worker_memory_bytes"):
+            value = getattr(self, name)
+            _expect(f"pool.{name}", value, 0 <= value < math.inf, "0 (no limit), or a finite number above 0")
 
     @property
     def slots(self) -> int:
@@ -266,7 +279,8 @@ def load(
     """Read and check a configuration. `overrides` is a nested mapping like the file's, from flags.
 
     A variable `SPEARPOOL_SECTION_KEY` sets `[section] key` (`SPEARPOOL_POOL_WORKERS=8`); its value is read as TOML
-    where that gives a value, and as plain text otherwise and for keys that are text. Raises `ConfigError`.
+    where that gives a value, and as plain text otherwise and for keys that are text. Tasks cannot be set by variables.
+    Raises `ConfigError`.
     """
     plain: dict[str, Any] = _read(path) if path is not None else {}
     _merge(plain, _from_environ(environ or {}))
@@ -294,15 +308,33 @@ _SECTIONS: dict[str, type[Section]] = {
 }
 
 
+_PREFIX = "SPEARPOOL_"
+_VARIABLES = {
+    f"{_PREFIX}{section}_{key}".upper(): (section, key, str(kind.__annotations__[key]).startswith("str"))
+    for section, kind in _SECTIONS.items()
+    for key in kind.__struct_fields__
+}
+"""Variable → section, key, and whether its value is text whatever it looks like."""
+
+_NO_SETTINGS = ("SPEARPOOL_NAME", "SPEARPOOL_RUNTIME_DIR")
+"""Which pool is meant, and where its files are: not read here."""
+
+_OF_OTHERS = re.compile(
+    _PREFIX + r"(TEST_"  # what our own tests are told
+    r"|SERVICE_(HOST|PORT)|PORT_\d|PORT=\w+://)"  # what Kubernetes tells everybody of a service named spearpool
+)
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for section, kind in _SECTIONS.items():
-        head = f"SPEARPOOL_{section.upper()}_"
-        for name, text in environ.items():
-            if name.startswith(head):
-                key = name[len(head) :].lower()
-                is_text = str(kind.__annotations__.get(key)).startswith("str")
-                plain.setdefault(section, {})[key] = text if is_text else _toml_value(text)
+    for name, text in environ.items():
+        if not name.startswith(_PREFIX) or name in _NO_SETTINGS or _OF_OTHERS.match(f"{name}={text}"):
+            continue
+        if name not in _VARIABLES:
+            suggestion = did_you_mean(name, [*_VARIABLES, *_NO_SETTINGS], _PREFIX)
+            raise ConfigError(name, text, f"a variable that spearpool knows{suggestion}")
+        section, key, is_text = _VARIABLES[name]
+        plain.setdefault(section, {})[key] = text if is_text else _toml_value(text)
     return plain
 
 
@@ -330,39 +362,15 @@ def _convert(plain: dict[str, Any]) -> Settings:
         try:
             from_plain(task, TaskConfig)
         except UnpackError as error:
-            raise _explain(error, task, f"tasks.{name}") from None
+            raise explain(error, task, TaskConfig, f"tasks.{name}") from None
         except ConfigError as error:
             raise ConfigError(f"tasks.{name}.{error.key}", error.value, error.expected) from None
     try:
         return from_plain(plain, Settings)
     except UnpackError as error:
-        raise _explain(error, plain, "") from None
+        raise explain(error, plain, Settings) from None
 
 
 def _tables(plain: dict[str, Any], key: str) -> list[tuple[str, Any]]:
     tables = plain.get(key, {})
     return list(tables.items()) if isinstance(tables, dict) else []
-
-
-def _explain(error: Exception, plain: Any, prefix: str) -> ConfigError:
-    """Turn msgspec's message (`Expected `int`, got `str` - at `$.pool.workers``) into key, value and expectation."""
-    if isinstance(error.__cause__, ConfigError):
-        cause = error.__cause__
-        return ConfigError(".".join(filter(None, (prefix, cause.key))), cause.value, cause.expected)
-    text, _, place = str(error).partition(" - at `$")
-    keys = [part for part in re.split(r"[.\[\]]+", place.rstrip("`")) if part and part != "..."]
-    unknown = re.search(r"unknown field `(.*?)`", text)
-    missing = re.search(r"missing required field `(.+?)`", text)
-    value: Any = plain
-    for key in keys:
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdecimal():
-            value = value[int(key)]
-    if unknown:
-        value = value.get(unknown[1]) if isinstance(value, dict) else value
-        return ConfigError(".".join(filter(None, [prefix, *keys, unknown[1]])), value, "a key that spearpool knows")
-    if missing:
-        return ConfigError(".".join(filter(None, [prefix, *keys, missing[1]])), None, "this key to be set")
-    expected = text.removeprefix("Expected ").replace("`", "").replace("object", "table")
-    return ConfigError(".".join(filter(None, [prefix, *keys])) or "configuration", value, expected)

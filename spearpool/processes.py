@@ -25,6 +25,7 @@ __all__ = [
     "kill_tree",
     "own_children",
     "pidfd_open",
+    "private_bytes",
     "set_parent_death_signal",
     "start_ticks",
     "wait_gone",
@@ -61,6 +62,18 @@ def start_ticks(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None when there is no such process."""
     stat = _read_stat(pid)
     return None if stat is None else stat.start_ticks
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that `pid` holds and that is no file's nor a shared segment's, in bytes; 0 when there is no such process.
+
+    What a fork shares with its parent until one of them writes to it counts as well.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_bytes().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
 def children_of(pid: int) -> list[int]:

@@ -34,7 +34,8 @@ __all__ = [
 PACKAGE = "spearpool"
 
 FLOORS = {
-    **dict.fromkeys(("config", "errors", "backoff", "packing", "channel", "log", "processes", "runtime_dir"), 0),
+    **dict.fromkeys(("config", "config_mistakes", "errors", "backoff", "packing", "channel", "log"), 0),
+    **dict.fromkeys(("processes", "runtime_dir"), 0),
     "protocol": 1,
     **dict.fromkeys(("agent", "metrics", "journal"), 2),
     **dict.fromkeys(("instances", "worker", "client"), 3),

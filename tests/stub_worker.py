@@ -97,12 +97,12 @@ class Peer:
         while True:
             event = self.next_event(timeout_s)
             if isinstance(event, Received) and isinstance(event.payload, Heartbeat):
-                self.heartbeats.append((event.message.request_id, event.payload.sequence))
+                self.heartbeats.append((event.request_id, event.payload.sequence))
                 if kind is not Heartbeat:
                     continue
             assert isinstance(event, Received), event
             assert isinstance(event.payload, kind), event.payload
-            return event.message.request_id, event.payload
+            return event.request_id, event.payload
 
     def expect_closed(self, timeout_s: float = 5.0) -> Closed:
         while not isinstance(event := self.next_event(timeout_s), Closed):
@@ -113,7 +113,7 @@ class Peer:
         """Execution after execution, until the connection ends."""
         while not isinstance(event := self.next_event(60.0), Closed):
             if isinstance(event, Received) and isinstance(event.payload, ExecuteRequest):
-                yield event.message.request_id, event.payload
+                yield event.request_id, event.payload
 
     def authenticate(self, role: Role = Role.AGENT) -> AuthRequest:
         event = self.next_event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -118,6 +119,36 @@ def fill(end: Channel[Either, Either]) -> int:
         end.send(Blob(count.to_bytes(4) + bytes(4096)))
         count += 1
     return count
+
+
+@pytest.mark.parametrize("may_lack_fds", [False, True])
+def test_descriptors_for_which_there_is_no_room(pipe: tuple[int, int], may_lack_fds: bool) -> None:
+    left, right = (Channel(sock, PACKER, PACKER, may_lack_fds=may_lack_fds) for sock in Channel.pair())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(pipe[0])
+    os.close(free)
+    left.send(Word("with"), [pipe[0]])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        if may_lack_fds:
+            assert right.receive() == (Word("with"), [])
+        else:
+            with pytest.raises(ChannelClosed, match="cut off"):
+                right.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        left.close()
+        right.close()
+
+
+def test_that_the_other_end_hung_up_is_seen_before_its_last_words_are_read(ends: Ends) -> None:
+    left, right = ends
+    left.send(Word("last"))
+    seen = [right.hung_up]
+    left.close()
+    seen.append(right.hung_up)
+    assert seen == [False, True]
+    assert right.receive() == (Word("last"), [])
 
 
 def test_a_full_socket_queues_and_flush_goes_on(ends: Ends, pipe: tuple[int, int]) -> None:

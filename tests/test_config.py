@@ -67,6 +67,7 @@ BAD_FILES: list[tuple[str, str, Any, str]] = [
     ("[pool]\nworkers = 129", "pool.workers", 129, "1 to 128"),
     ("[pool]\nworkers = 4\nmax_workers = 2", "pool.max_workers", 2, "0, or from workers (4) to 128"),
     ("[pool]\nstart_timeout_s = 0", "pool.start_timeout_s", 0, "a finite number above 0"),
+    ("[pool]\nworker_hang_timeout_s = 0", "pool.worker_hang_timeout_s", 0, "a finite number above 0"),
     ("[pool]\nstop_timeout_s = inf", "pool.stop_timeout_s", float("inf"), "a finite number above 0"),
     ("[pool]\nstop_timeout_s = nan", "pool.stop_timeout_s", ..., "a finite number above 0"),
     # [connections]
@@ -179,7 +180,6 @@ BAD_VARIABLES = [
     ("SPEARPOOL_POOL_WORKERS", "", "pool.workers = '': expected int, got str"),
     ("SPEARPOOL_POOL_WORKERS", "8\nport = 1", "pool.workers = '8\\nport = 1': expected int, got str"),
     ("SPEARPOOL_POOL_WORKERS", "0", "pool.workers = 0: expected 1 to 128"),
-    ("SPEARPOOL_POOL_WROKERS", "8", "pool.wrokers = 8: expected a key that spearpool knows"),
     ("SPEARPOOL_CONNECTIONS_AUTH_TIMEOUT", "soon", "connections.auth_timeout = 'soon': expected float, got str"),
     ("SPEARPOOL_MONITORING_ENABLED", "yes", "monitoring.enabled = 'yes': expected bool, got str"),
     ("SPEARPOOL_LIMITS_CPU_AFFINITY", "0", "limits.cpu_affinity = 0: expected array | null, got int"),
@@ -215,9 +215,48 @@ def test_a_variable_sets_its_key(
     assert getattr(getattr(load(environ={name: text}), section), key) == value
 
 
-def test_variables_of_others_are_ignored() -> None:
-    """`SPEARPOOL_RUNTIME_DIR` and `SPEARPOOL_NAME` are not settings, and other programs have variables too."""
-    assert load(environ={"SPEARPOOL_RUNTIME_DIR": "/x", "SPEARPOOL_NAME": "n", "POOL_WORKERS": "9"}) == Settings()
+UNKNOWN_VARIABLES = {
+    "SPEARPOOL_POOL_WROKERS": "; did you mean SPEARPOOL_POOL_WORKERS?",
+    "SPEARPOOL_CONECTIONS_AUTH_TIMEOUT": "; did you mean SPEARPOOL_CONNECTIONS_AUTH_TIMEOUT?",
+    "SPEARPOOL_WORKERS": "; did you mean SPEARPOOL_POOL_WORKERS?",
+    "SPEARPOOL_PORT": "; did you mean SPEARPOOL_POOL_PORT?",
+    "SPEARPOOL_RUNTIMEDIR": "; did you mean SPEARPOOL_RUNTIME_DIR?",
+    "SPEARPOOL_pool_workers": "",
+    "SPEARPOOL_TASKS_UP_TARGET": "",  # a task is more than a few words
+    "SPEARPOOL_POOL_": "; did you mean SPEARPOOL_POOL_PORT?",
+    "SPEARPOOL_": "",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_VARIABLES)
+def test_an_unknown_variable_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(environ={name: "8"})
+    assert str(caught.value) == f"{name} = '8': expected a variable that spearpool knows{UNKNOWN_VARIABLES[name]}"
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    ours = {"SPEARPOOL_RUNTIME_DIR": "/x", "SPEARPOOL_NAME": "n", "SPEARPOOL_TEST_TIME_SCALE": "2"}
+    others = {"POOL_WORKERS": "9", "SPEAR_SECRET": "s", "_SPEARPOOL_COMPLETE": "bash_source"}
+    of_kubernetes = {
+        "SPEARPOOL_SERVICE_HOST": "10.0.0.7",
+        "SPEARPOOL_SERVICE_PORT": "9100",
+        "SPEARPOOL_SERVICE_PORT_WIRE": "9100",
+        "SPEARPOOL_PORT": "tcp://10.0.0.7:9100",
+        "SPEARPOOL_PORT_9100_TCP_ADDR": "10.0.0.7",
+    }
+    assert load(environ=ours | others | of_kubernetes) == Settings()
+
+
+@pytest.mark.parametrize("section", [name for name in Settings.__struct_fields__ if name != "tasks"])
+def test_every_key_of_every_section_has_its_variable(section: str) -> None:
+    for key in getattr(Settings(), section).__struct_fields__:
+        if key != "shared_memory_dir":  # whatever it is, this could be a directory
+            with pytest.raises(ConfigError) as caught:
+                load(
+                    environ={f"SPEARPOOL_{section}_{key}".upper(): "" if key in {"name", "host", "validator"} else "[]"}
+                )
+            assert caught.value.key == f"{section}.{key}"
 
 
 def test_defaults_then_file_then_variables_then_flags(tmp_path: Path) -> None:
@@ -307,3 +346,10 @@ def test_the_seeds_two_configurations_keep_its_names() -> None:
         "enable_performance_tracking",
         "metrics_buffer_size",
     } <= set(MonitoringConfig.__struct_fields__)
+
+
+@pytest.mark.parametrize("name", ["max_worker_age_s", "max_worker_connections", "max_worker_memory_bytes"])
+def test_a_limit_on_the_life_of_workers_is_none_or_a_number_above_none(name: str) -> None:
+    assert getattr(load(overrides={"pool": {name: 5}}).pool, name) == 5
+    with pytest.raises(ConfigError, match=f"pool.{name} = -1"):
+        load(overrides={"pool": {name: -1}})

@@ -22,6 +22,7 @@ from spearpool.processes import (
     kill_tree,
     own_children,
     pidfd_open,
+    private_bytes,
     start_ticks,
     wait_gone,
 )
@@ -241,3 +242,12 @@ print(len(processes.children_of(os.getpid())), flush=True)
 processes.kill_descendants(os.getpid())
 """
     assert subprocess.run(script(body), check=True, capture_output=True).stdout == b"1\n"
+
+
+def test_private_bytes() -> None:
+    before = private_bytes(os.getpid())
+    assert before > 0
+    held = bytearray(64 * 2**20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert private_bytes(os.getpid()) - before > 48 * 2**20
+    assert private_bytes(2**22 + 1) == 0, "no such process"

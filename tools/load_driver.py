@@ -118,10 +118,10 @@ class Connection(asyncio.Protocol):
     def _handle(self, event: SessionEvent) -> None:
         tally = self._drive.tally
         match event:
-            case Received(message, payload, _):
+            case Received(number, payload):
                 tally.counts["messages_in"] += 1
                 if not (isinstance(payload, ExecuteResponse) and not payload.status.final):
-                    self._answered(message.request_id, payload)
+                    self._answered(number, payload)
             case AuthenticationAnswered(response, _):
                 tally.counts["messages_in"] += 1
                 if response.success:

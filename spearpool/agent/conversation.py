@@ -33,6 +33,7 @@ from spearpool.protocol.messages import (
     Signal,
     SignalName,
 )
+from spearpool.protocol.negotiation import ASK
 from spearpool.protocol.session import Closed, Received, SessionEvent, Side
 
 from .dial import dial
@@ -80,30 +81,28 @@ class Conversation:
         self._complained = False
         self._next_dial = 0.0
         self._stop_at = inf
-        self._role = threading.Lock()
+        self._role = threading.Lock()  # held by the reader while it reads
         self._reader: Watch | None = None
         self._books = threading.Lock()  # guards the next two, and which line is current
         self._held: set[Work] = set()
         self._undelivered: list[ExecuteResponse] = []
         self.refused: AuthenticationError | None = None
+        self.stopping = False
         self.wake_fd, self._wake_write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at < inf
 
     @property
     def over(self) -> bool:
         """Whether there is nothing left to do: refused, or told to stop and done."""
-        if self.refused is not None:
-            return True
+        if not self.stopping or self.refused is not None:
+            return self.refused is not None
         waits = bool(self._undelivered) and time.monotonic() < self._stop_at
-        return self.stopping and not self._held and not waits
+        return not self._held and not waits
 
     def stop(self) -> None:
         """Finish what is in hand, take nothing more, and be over. Safe in a signal handler: it only takes a note."""
         if not self.stopping:
             self._stop_at = time.monotonic() + STOP_GRACE_S
+            self.stopping = True
         os.write(self._wake_write_fd, b"\0")
 
     def close(self) -> None:
@@ -118,36 +117,42 @@ class Conversation:
     # Reading
 
     def take_over(self, watch: Watch, still: Callable[[], bool] = lambda: True) -> bool:
-        """The thread of this watch reads from now on, if `still()`; waits while the one before it is dialling."""
+        """The thread of this watch reads from now on, if `still()`; waits while the one before it is dialling.
+
+        It is the reader already when `still` is asked, so who makes that untrue may look for the reader afterwards
+        (`is_read_by`) and, as a rule, spare itself the lock.
+        """
         with self._role:
-            if still():
-                self._reader = watch
+            before, self._reader = self._reader, watch
+            if not still():
+                self._reader = before
             return self._reader is watch
+
+    def is_read_by(self, watch: Watch) -> bool:
+        return self._reader is watch
 
     def turn(self, watch: Watch, timeout_s: float = inf) -> None:
         """Wait for something to read or to do, for at most `timeout_s`, and do it if we still are the reader."""
-        watch.wait(self._line, min(timeout_s, self._patience_s()))
+        line = self._line
+        due = self._stop_at if line is not None else min(self._stop_at, self._next_dial)
+        watch.wait(line, timeout_s if due == inf else min(timeout_s, due - time.monotonic()))
         with self._role:
             if self._reader is watch:
-                self._step(time.monotonic())
+                self._step()
 
-    def _patience_s(self) -> float:
-        due = self._next_dial if self._line is None else self._line.next_deadline()
-        return min(due, self._stop_at) - time.monotonic()
-
-    def _step(self, now: float) -> None:
-        if now >= self._stop_at and self._held:
+    def _step(self) -> None:
+        if self.stopping and self._held and time.monotonic() >= self._stop_at:
             self._abandon()
         if self._line is not None:
             self._handle(self._line, self._line.receive())
-        elif now >= self._next_dial and not self.over:
+        elif time.monotonic() >= self._next_dial and not self.over:
             self._dial()
 
     def _handle(self, line: Line, events: list[SessionEvent]) -> None:
         for event in events:
             match event:
-                case Received(message, ExecuteRequest() as payload):
-                    self._take(line, message.request_id, payload)
+                case Received(number, ExecuteRequest() as payload):
+                    self._take(line, number, payload)
                 case Received(payload=Signal() as signal):
                     self._obey(signal)
                 case Received(payload=ErrorMessage() as error):
@@ -163,7 +168,7 @@ class Conversation:
             with contextlib.suppress(ConnectionLost):  # then nobody waits for it either
                 line.send(refusal, number)
             return
-        work = Work(line, number, Request.from_payload(payload, time.monotonic()))
+        work = Work(line, number, Request.from_payload(payload, line.read_at))
         with self._books:
             self._held.add(work)
         self._accept(work)
@@ -178,8 +183,7 @@ class Conversation:
             self.stop()
 
     def _in_hand(self) -> list[Work]:
-        with self._books:
-            return list(self._held)
+        return list(self._held)  # in one step, beside a thread that delivers
 
     # Dialling
 
@@ -207,9 +211,9 @@ class Conversation:
 
     def _extra_params(self) -> dict[str, str]:
         with self._books:
-            running = [work.request.execution_id for work in self._held]
+            running = [work.request.execution_id for work in self._in_hand()]
             running += [response.execution_id or "" for response in self._undelivered]
-        params = {"concurrency": str(self._me.concurrency)}
+        params = {"concurrency": str(self._me.concurrency), **ASK}
         if any(running):
             params["running"] = ",".join(filter(None, running))
         return params
@@ -242,8 +246,7 @@ class Conversation:
             self._send(work.line, response, work.number)
         except ConnectionLost:
             self._send_late(response)
-        with self._books:
-            self._held.discard(work)
+        self._held.discard(work)
         if self.stopping:
             self.stop()  # wakes a reader that waits for the last answer
 

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from math import ceil
+from math import ceil, inf
 
 from spearpool.errors import ConnectionLost
 from spearpool.protocol.events import CloseReason
@@ -41,7 +41,7 @@ _LONGEST_POLL_S = 86_400.0
 
 
 class Watch:
-    """Waits until a line has something to read, or the wake-up descriptor. Each thread that reads has its own."""
+    """Waits until a line has something to read or to do, or the wake-up descriptor. Each thread has its own."""
 
     def __init__(self, wake_fd: int | None = None) -> None:
         self._poll = select.poll()
@@ -52,17 +52,19 @@ class Watch:
             self._poll.register(wake_fd, select.POLLIN)
 
     def wait(self, line: Line | None, timeout_s: float) -> bool:
-        """Whether something came, and not the end of `timeout_s`; `inf` waits for as long as it takes."""
+        """Whether something came. Else `timeout_s` or the line's time is up; `inf` waits for as long as it takes."""
         fd = -1 if line is None else line.fileno()
-        if line is not None and fd == -1:
-            return True  # closed meanwhile: `receive` says so
         if fd != self._line_fd:
             if self._line_fd != -1:
                 self._poll.unregister(self._line_fd)
             if fd != -1:
                 self._poll.register(fd, select.POLLIN)
             self._line_fd = fd
-        ready = self._poll.poll(ceil(max(0.0, min(timeout_s, _LONGEST_POLL_S)) * 1000))
+        if fd == -1 and line is not None:
+            return True  # closed meanwhile: `receive` says so
+        if line is not None and line.due < inf:
+            timeout_s = min(timeout_s, line.due - time.monotonic())
+        ready = self._poll.poll(None if timeout_s == inf else ceil(max(0.0, min(timeout_s, _LONGEST_POLL_S)) * 1000))
         for ready_fd, _ in ready:
             if ready_fd == self._wake_fd:
                 os.read(ready_fd, 512)
@@ -70,7 +72,11 @@ class Watch:
 
 
 class Line:
-    """One connection. `closed` says why it is over; the last event of `receive` says so, too."""
+    """One connection. `closed` says why it is over; the last event of `receive` says so, too.
+
+    In monotonic seconds: `read_at` is when `receive` was called last, and `due` when it has something to do although
+    nothing arrives (`inf` for never). `fileno` gives -1 once the line is closed on our side.
+    """
 
     def __init__(self, sock: socket.socket, session: Session) -> None:
         sock.settimeout(None)
@@ -79,18 +85,13 @@ class Line:
             sock.setsockopt(level, option, value)
         self._sock = sock
         self._session = session
+        self.fileno = sock.fileno
+        self.read_at = time.monotonic()
+        self.due = session.next_deadline()
         self._state = threading.Lock()
         self._sending = threading.Lock()
         self._unsent = False
         self.closed: Closed | None = None
-
-    def fileno(self) -> int:
-        """-1 once it is closed on our side."""
-        return self._sock.fileno()
-
-    def next_deadline(self) -> float:
-        """When `receive` has something to do although nothing arrives: monotonic seconds, or `inf`."""
-        return self._session.next_deadline()
 
     def queue(self, payload: Payload, request_id: int | None = None) -> int:
         """Take a message for the next `flush` and return its id.
@@ -106,7 +107,7 @@ class Line:
 
     def flush(self) -> None:
         """Write what is queued, or leave it to the thread that is writing. A failure ends the line and shows there."""
-        while self._unsent and self._sending.acquire(blocking=False):
+        while self._unsent and self._sending.acquire(False):
             try:
                 with self._state:
                     self._unsent = False
@@ -136,15 +137,19 @@ class Line:
         except OSError as error:
             self._end(Closed(CloseReason.LOST, _words(error)))
             data = b""
-        now = time.monotonic()
+        self.read_at = now = time.monotonic()
         with self._state:
             events = [] if data is None else self._session.receive_data(data, now)
-            if self._session.next_deadline() <= now:
-                events += self._session.expire(now)
+            if self.due < inf:  # else there will be none any more
+                if self.due <= now:
+                    events += self._session.expire(now)
+                self.due = self._session.next_deadline()
             if self.closed is None and events and isinstance(events[-1], Closed):
                 self.closed = events[-1]
-            self._unsent = True  # perhaps: a heartbeat's answer
-        self.flush()
+            if self._session.take_sent():  # by the session itself: a heartbeat's answer, say
+                self._unsent = True
+        if self._unsent:
+            self.flush()
         return events
 
     def close(self, reason: CloseReason = CloseReason.PEER, message: str = "") -> None:

@@ -12,19 +12,16 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 from spearpool.protocol.messages import UNSET, ExecuteRequest, ExecuteResponse, ExecutionStatus
 
 __all__ = ["Handler", "Outcome", "Request", "answer"]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Request:
-    """One execution. `deadline` is monotonic seconds (`time.monotonic()`), None for no limit.
-
-    `cancelled` is set when nobody wants the result any more: a handler that takes long looks at it now and then and
-    returns early; what it returns then is not used.
-    """
+    """One execution. `deadline` is monotonic seconds (`time.monotonic()`), None for no limit."""
 
     task: str
     args: list[str] = field(default_factory=list)
@@ -33,8 +30,9 @@ class Request:
     deadline: float | None = None
     execution_id: str = ""
     working_dir: str | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    _on_cancel: Callable[[], None] | None = None
+    is_cancelled: bool = field(default=False, init=False)
+    _on_cancel: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    _event: ClassVar[threading.Event | None] = None  # an instance has its own once it was asked for
 
     @classmethod
     def from_payload(cls, payload: ExecuteRequest, now: float) -> Request:
@@ -43,28 +41,45 @@ class Request:
         if payload.deadline_ms is not UNSET:
             limit_s = payload.deadline_ms / 1000
         return cls(
-            task=payload.task_id,
-            args=payload.args,
-            env=payload.env,
-            input=payload.input_data or b"",
-            deadline=None if limit_s is None else now + limit_s,
-            execution_id="" if payload.execution_id is UNSET else payload.execution_id,
-            working_dir=payload.working_dir,
+            payload.task_id,
+            payload.args,
+            payload.env,
+            payload.input_data or b"",
+            None if limit_s is None else now + limit_s,
+            "" if payload.execution_id is UNSET else payload.execution_id,
+            payload.working_dir,
         )
+
+    # Who cancels and who is to hear of it may be different threads. No lock between them: each side first leaves its
+    # mark and then looks for the other's, so at least one of them acts.
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when nobody wants the result any more: a handler that takes long looks at it now and then, or waits for
+        it, and returns early; what it returns then is not used.
+
+        Made when it is first asked for: most handlers are over before it could matter.
+        """
+        event: threading.Event = self._event or vars(self).setdefault("_event", threading.Event())
+        if self.is_cancelled:
+            event.set()
+        return event
 
     def cancel(self) -> None:
         """Set `cancelled`. The agent calls this, from whichever thread reads."""
-        self.cancelled.set()
+        self.is_cancelled = True
+        if self._event is not None:
+            self._event.set()
         if self._on_cancel is not None:
             self._on_cancel()
 
     def on_cancel(self, action: Callable[[], None]) -> None:
         """Call `action` when the request is cancelled, from another thread; at once when it is already.
 
-        It may be called twice: instead of a lock, both sides first leave their mark and then look for the other's.
+        It may be called twice.
         """
         self._on_cancel = action
-        if self.cancelled.is_set():
+        if self.is_cancelled:
             action()
 
 
@@ -72,8 +87,7 @@ _LATE = (ExecutionStatus.TIMEOUT, "cancelled at its deadline")
 _CANCELLED = (ExecutionStatus.CANCELLED, "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an execution ended, where a handler's return value cannot say it: what the `exec:` runner returns."""
 
     status: ExecutionStatus
@@ -90,7 +104,7 @@ def answer(handler: Handler, request: Request) -> ExecuteResponse:
     began = time.monotonic()
     outcome = _too_late(request, began) or _run(handler, request)
     ended = time.monotonic()
-    if request.cancelled.is_set() and outcome.status is not ExecutionStatus.TIMEOUT:
+    if request.is_cancelled and outcome.status is not ExecutionStatus.TIMEOUT:
         late = request.deadline is not None and ended >= request.deadline
         status, why = _LATE if late else _CANCELLED
         outcome = Outcome(status, error=why, exit_code=outcome.exit_code)
@@ -111,7 +125,7 @@ def answer(handler: Handler, request: Request) -> ExecuteResponse:
 def _too_late(request: Request, now: float) -> Outcome | None:
     if request.deadline is not None and now >= request.deadline:
         return Outcome(ExecutionStatus.TIMEOUT, error="the deadline passed before the execution could start")
-    if request.cancelled.is_set():
+    if request.is_cancelled:
         return Outcome(ExecutionStatus.CANCELLED, error="cancelled before it started")
     return None
 

@@ -55,9 +55,10 @@ class Sentinel:
             self._wake.set()
 
     def handler_ended(self) -> None:
-        """The main thread reads again."""
+        """The main thread reads again: as a rule, still."""
         self._began = 0.0
-        self._conversation.take_over(self._main)
+        if not self._conversation.is_read_by(self._main):
+            self._conversation.take_over(self._main)
 
     def stop(self) -> None:
         """For the end of the conversation: close that first, which wakes the sentinel wherever it waits."""
@@ -82,7 +83,8 @@ class Sentinel:
                 idle_since = time.monotonic()
 
     def _stand_in(self, watch: Watch, began: float) -> None:
-        # The main thread takes its note away before it asks for the role: seen inside the role's lock, the note holds.
+        # The main thread takes its note away before it looks who reads, and we read before we look for the note: when
+        # the note is gone, the role is given back, or the main thread is waiting to take it.
         if self._conversation.take_over(watch, lambda: self._began == began):
             while self._began == began and not self._ended:
                 self._conversation.turn(watch, _LOOK_UP_S)

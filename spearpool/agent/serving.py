@@ -58,14 +58,14 @@ def _serve_alone(me: InstanceEnvironment, handler: Handler) -> Exception | None:
     try:
         with _open(conversation, watch):
             while not conversation.over:
-                if waiting:
-                    work = waiting.popleft()
-                    sentinel.handler_begins()
-                    response = answer(handler, work.request)
-                    sentinel.handler_ended()
-                    conversation.deliver(work, response)
-                else:
+                if not waiting:
                     conversation.turn(watch)
+                    continue
+                work = waiting.popleft()
+                sentinel.handler_begins()
+                response = answer(handler, work.request)
+                sentinel.handler_ended()
+                conversation.deliver(work, response)
     finally:
         sentinel.stop()
     return conversation.refused

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from spearpool.config import load
-from spearpool.instances.artifact import check_target
+from spearpool.instances.artifact import check_tasks
 from spearpool.packing import to_plain
 
 from .output import json_option, print_json
@@ -33,8 +33,7 @@ def check(file: Path, as_json: bool) -> None:
       spearpool config check pool.toml
     """
     settings = load(file, os.environ)
-    for name, task in settings.tasks.items():
-        check_target(name, task)
+    check_tasks(settings)
     if as_json:
         print_json(to_plain(settings))
     else:

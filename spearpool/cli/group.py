@@ -31,6 +31,8 @@ __all__ = ["COMMANDS", "LazyGroup", "exit_code_of", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "start": ("spearpool.cli.start", "start"),
     "stop": ("spearpool.cli.control", "stop"),
+    "reload": ("spearpool.cli.change", "reload"),
+    "scale": ("spearpool.cli.change", "scale"),
     "status": ("spearpool.cli.inspect", "status"),
     "instances": ("spearpool.cli.inspect", "instances"),
     "execute": ("spearpool.cli.execute", "execute"),
@@ -58,6 +60,8 @@ def exit_code_of(error: BaseException) -> int:
     """0 done · 1 failed · 2 usage or configuration · 3 no such pool · 4 timed out · 5 refused."""
     if isinstance(error, RequestRefused) and error.code in {ErrorCode.REFUSED, ErrorCode.NOT_AUTHENTICATED}:
         return REFUSED
+    if isinstance(error, RequestRefused) and error.code == ErrorCode.MALFORMED:
+        return USAGE
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), FAILED)
 
 

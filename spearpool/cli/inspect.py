@@ -89,7 +89,7 @@ def _print_tasks(tasks: list[Document]) -> None:
 
 def _print_instances(rows: list[Document]) -> None:
     now = time.time()
-    columns = ("instance", "task", "#pid", "state", "worker", "#age", "limits (value, usage)")
+    columns = ("instance", "task", "#pid", "state", "worker", "#age", "#restarts", "limits (value, usage)")
     table(
         "instances",
         columns,
@@ -101,6 +101,7 @@ def _print_instances(rows: list[Document]) -> None:
                 row["state"],
                 "-" if row["worker"] is None else row["worker"],
                 duration(now - row["started_s"]) if row["started_s"] else "-",
+                row["restarts"],
                 ", ".join(map(_limit, row["limits"])) or "-",
             ]
             for row in rows
@@ -112,4 +113,5 @@ def _print_instances(rows: list[Document]) -> None:
 def _limit(limit: Document) -> str:
     show = size if limit["name"].endswith("_bytes") else str
     usage = "?" if limit["usage"] is None else show(limit["usage"])
-    return f"{limit['name']} {show(limit['value'])} {limit['level']} ({usage})"
+    value = "unlimited" if limit["value"] < 0 and limit["name"] != "nice" else show(limit["value"])
+    return f"{limit['name']} {value} {limit['level']} ({usage})"

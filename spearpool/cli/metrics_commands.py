@@ -20,9 +20,10 @@ from .output import json_option, name_option, pool_named
 
 __all__ = ["metrics"]
 
-_FOR_PEOPLE = ("event", "counters", "gap")
+_FOR_PEOPLE = ("event", "instance", "counters", "gap")
 
-Print = Callable[[Item], None]
+Print = Callable[[Item], bool]
+"""Whether it took a line."""
 
 
 @click.group()
@@ -40,7 +41,7 @@ metrics.add_command(show)
     "kinds",
     type=click.Choice(KINDS),
     multiple=True,
-    help="Only this kind. Repeatable; default: event, counters and gap, with --json all.",
+    help="Only this kind. Repeatable; default: event, counters, gap and stages of instances, with --json all.",
 )
 @click.option("--worker", "workers", type=click.IntRange(0), multiple=True, help="Only this worker. Repeatable.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="End after N lines.")
@@ -66,7 +67,7 @@ def tail(
       spearpool metrics tail --json --duration 10 | jq 'select(.type == "authentication_failed")'
     """
     pool = pool_named(name)
-    print_item: Print = _print_json if as_json else LinePrinter().print
+    print_item: Print = _print_json if as_json else LinePrinter(states=bool(kinds)).print
     until = math.inf if duration is None else time.monotonic() + duration
     with Subscriber(pool.endpoints.live, kinds or (KINDS if as_json else _FOR_PEOPLE), workers) as subscriber:
         try:
@@ -80,8 +81,9 @@ def tail(
 
 
 def _follow(items: Iterator[Item], print_item: Print, limit: int | None) -> None:
-    for printed, item in enumerate(items, start=1):
-        print_item(item)
+    printed = 0
+    for item in items:
+        printed += print_item(item)
         if printed == limit:
             return
 
@@ -102,6 +104,7 @@ def _ended_by_signal(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _print_json(item: Item) -> None:
+def _print_json(item: Item) -> bool:
     sys.stdout.write(json.dumps(plain(item), ensure_ascii=False) + "\n")
     sys.stdout.flush()
+    return True

@@ -8,7 +8,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from spearpool.metrics.bus import Account, Counters, Event, Gap, Heartbeat, InstanceState, Item, WorkerState
+from spearpool.metrics.bus import (
+    Account,
+    Counters,
+    Event,
+    Gap,
+    Heartbeat,
+    InstanceEvent,
+    InstanceState,
+    Item,
+    WorkerState,
+)
 
 from .output import size
 
@@ -26,31 +36,42 @@ _EVENT_STYLES = {
     "connected": "cyan",
     "disconnected": "cyan",
 }
+_STAGE_STYLES = {"ready": "green", "failed": "red", "restarted": "yellow"}
 
 
 class LinePrinter:
-    """Lines for people. Counters are shown by what changed since the last line of the same worker."""
+    """Lines for people. Counters are shown by what changed since the last line of the same worker.
 
-    def __init__(self) -> None:
+    Without `states`, instances are shown by what happens to them alone, not by how they are at every change.
+    """
+
+    def __init__(self, *, states: bool = True) -> None:
         self._console = Console(highlight=False)
+        self._states = states
         self._before: dict[int | None, dict[str, int]] = {}
 
-    def print(self, item: Item) -> None:
+    def print(self, item: Item) -> bool:
+        """Whether there was anything to print."""
         line = self._line(item)
         if line is not None:
             self._console.print(line, soft_wrap=True)
+        return line is not None
 
     def _line(self, item: Item) -> Text | None:
         match item:
             case Event():
                 return _line(item.time, item.worker, item.type, _EVENT_STYLES.get(item.type, ""), _event_words(item))
+            case InstanceEvent():
+                style = _STAGE_STYLES.get(item.stage, "magenta")
+                return _line(item.time, item.worker, f"instance_{item.stage}", style, _stage_words(item))
             case Counters():
                 words = self._changes(item)
                 return _line(item.time, item.worker, "counters", "blue", words) if words else None
             case WorkerState():
                 return _line(item.time, item.worker, "worker", "magenta", _row_words(item.row))
             case InstanceState():
-                return _line(item.time, item.row.get("worker"), "instance", "magenta", _row_words(item.row))
+                words = _row_words(item.row)
+                return _line(item.time, item.row.get("worker"), "instance", "magenta", words) if self._states else None
             case Heartbeat():
                 return _line(item.time, None, "heartbeat", "dim", "")
             case Gap():
@@ -72,7 +93,7 @@ class LinePrinter:
 def _line(moment: float, worker: int | None, title: str, style: str, words: str) -> Text:
     clock = datetime.fromtimestamp(moment).strftime("%H:%M:%S.%f")[:-3]  # noqa: DTZ006 - the reader's own time
     place = "-" if worker is None else f"w{worker}"
-    return Text.assemble((clock, "dim"), f"  {place:<4} ", (f"{title:<22}", style), words)
+    return Text.assemble((clock, "dim"), f"  {place:<4} ", (f"{title:<21} ", style), words)
 
 
 def _account_line(account: Account) -> Text:
@@ -92,6 +113,17 @@ def _event_words(event: Event) -> str:
         event.task if event.connection_id is None else None,
         event.reason,
         None if event.code is None else f"code {event.code}",
+    )
+    return "  ".join(word for word in told if word)
+
+
+def _stage_words(event: InstanceEvent) -> str:
+    told = (
+        event.instance_id,
+        event.connection_id,
+        None if event.duration_s is None else short_time(event.duration_s),
+        event.reason,
+        None if event.restarts is None else f"restarts {event.restarts}",
     )
     return "  ".join(word for word in told if word)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 from spearpool.config import Settings, load
 from spearpool.errors import ConfigError, PoolStartError
 from spearpool.runtime_dir import StateDir
+from spearpool.supervisor import signals
 
 from .output import json_option, print_json
 
@@ -21,7 +23,7 @@ __all__ = ["start"]
 
 
 @click.command()
-@click.option("--name", help="The pool's name; default: default.")
+@click.option("--name", envvar="SPEARPOOL_NAME", help="The pool's name; default: default.")
 @click.option("--workers", type=int, help="Acceptor workers that share the port.")
 @click.option("--host", help="Address to listen on; default 127.0.0.1.")
 @click.option("--port", type=int, help="Port to listen on; default: the first free one of 9100-9999.")
@@ -47,6 +49,11 @@ def start(
 
     TARGET is python:package.module:function, exec:PROGRAM ARG…, or agent:PROGRAM ARG…
 
+    A signal stops the pool in order, whenever it comes: new work is refused, and what is in flight may finish within
+    pool.stop_timeout_s; exit code 0. One more signal kills everything at once; exit code 1. Either way no process is
+    left, and no file but those in the state directory. SIGHUP reloads it (see `spearpool reload`): the configuration is
+    read again as this command line, this environment and FILE say then.
+
     \b
     Example:
       spearpool start --workers 8 --task thumb=python:shop.images:thumbnail --task sum="exec:sha256sum -"
@@ -54,14 +61,22 @@ def start(
     pool = {"name": name, "workers": workers, "host": host, "port": port}
     overrides: dict[str, Any] = {"pool": {key: value for key, value in pool.items() if value is not None}}
     overrides["tasks"] = dict(_task(text) for text in tasks)
-    settings = load(file, os.environ, overrides)
+    source = None if file is None else file.absolute()
+    settings = load(source, os.environ, overrides)
     if daemon:
         ready = _start_daemon(settings, state_dir)
         _announce(ready, as_json)
         return
     from spearpool.supervisor.main import run
 
-    run(settings, os.environ, state_dir, lambda ready: _announce(ready, as_json), lifeline_fd)
+    run(
+        settings,
+        os.environ,
+        state_dir,
+        lambda ready: _announce(ready, as_json),
+        lifeline_fd,
+        reread=partial(load, source, dict(os.environ), overrides),
+    )
 
 
 def _task(text: str) -> tuple[str, dict[str, str]]:
@@ -90,12 +105,13 @@ def _start_daemon(settings: Settings, state_dir: Path | None) -> dict[str, Any]:
     """Run the same command line in a session of its own, without a terminal, and wait for its ready line.
 
     Its log goes to a file from the first line on; when it ends before it is ready, what it logged is our error. Its
-    warnings went there as well, so it is asked for them.
+    warnings went there as well, so it is asked for them. Whoever interrupts us while we wait wants no pool: it is told.
     """
     state = StateDir.locate(settings.pool.name, os.environ, state_dir)
     state.create()
     log_path = state.path / "logs" / "pool.log"
     words = [word for word in sys.argv[1:] if word not in {"--daemon", "--json"}]
+    signals.hold()
     with log_path.open("ab") as log:
         begin = log.tell()
         child = subprocess.Popen(
@@ -105,6 +121,7 @@ def _start_daemon(settings: Settings, state_dir: Path | None) -> dict[str, Any]:
             stderr=log,
             start_new_session=True,
         )
+    signals.pass_on(child.send_signal)
     assert child.stdout is not None
     with child.stdout:
         line = child.stdout.readline()
@@ -126,4 +143,6 @@ def _repeat(said: str, code: int) -> int:
     click.echo(said, err=True)
     if code < 0:
         raise PoolStartError(f"the daemon was ended by signal {-code} before it was ready")
-    return code or 1
+    if code == 0:
+        raise PoolStartError("the daemon was told to stop before it was ready")
+    return code

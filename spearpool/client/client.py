@@ -21,11 +21,13 @@ from spearpool.agent.dial import dial
 from spearpool.backoff import Backoff
 from spearpool.errors import ConfigError, ConnectionLost, ExecutionTimeout, PoolError
 from spearpool.protocol.messages import UNSET, AuthRequest, ExecuteRequest, UnsetType
+from spearpool.protocol.negotiation import ASK
 from spearpool.protocol.session import Side
 from spearpool.runtime_dir import RuntimeDir, find_pool
 
 from .connection import Connection
-from .outcome import Answer, ExecutionResult, result_of
+from .future import ExecutionFuture
+from .outcome import ExecutionResult, result_of
 
 __all__ = ["Client"]
 
@@ -34,6 +36,9 @@ T = TypeVar("T")
 _BACKOFF = Backoff(cap_s=1.0)
 _ANSWER_GRACE_S = 0.5
 """How long after an execution's deadline the pool's own word about it is still waited for."""
+
+_FOREVER_S = 2.0**32
+"""A time limit of this much (136 years) or more is none; the wire could not carry the largest ones."""
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -101,15 +106,14 @@ class Client:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ExecutionResult:
-        """Execute a task and wait for its end; `timeout` in seconds, None for none.
+        """Execute a task and wait for its end; `timeout` in seconds, None or infinity for none.
 
         Raises an `ExecutionError` when it did not complete (`ExecutionFailed`, `ExecutionTimeout`,
         `ExecutionCancelled`, `OutcomeUnknown`), a `RequestRefused` when it was not accepted (`UnknownTask`,
-        `Overloaded`, `Draining`), and `NoSuchPool`, `AuthenticationError` or `ConnectionLost` when nothing was sent.
+        `Overloaded`, `Draining`), and `NoSuchPool`, `AuthenticationError` or `ConnectionLost` when nothing was sent;
+        `ConfigError` for a `timeout` that is negative or not a number.
         """
-        order = _Order(task, args, input, env or {}, timeout)
-        answer = self._connected(order, lambda connection: connection.call(order.request(), order.give_up_at))
-        return result_of(task, answer)
+        return result_of(task, self._send(_Order(task, args, input, env, timeout), Connection.call))
 
     def submit(
         self,
@@ -121,30 +125,19 @@ class Client:
     ) -> Future[ExecutionResult]:
         """Send an execution and return at once. The future ends as `run` would; it cannot be cancelled.
 
-        Raises by itself when nothing could be sent. Callbacks of all futures run in one thread, one after another.
+        Raises by itself when nothing could be sent. Callbacks run in one thread, one after another.
         """
-        order = _Order(task, args, input, env or {}, timeout)
-        future: Future[ExecutionResult] = Future()
-        future.set_running_or_notify_cancel()
-
-        def done(answer: Answer) -> None:
-            try:
-                result = result_of(task, answer)
-            except Exception as error:  # noqa: BLE001 - it is the future's, whatever it is
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._connected(order, lambda connection: connection.submit(order.request(), order.give_up_at, done))
+        future = ExecutionFuture(task)
+        self._send(_Order(task, args, input, env, timeout), future.send)
         return future
 
-    def _connected(self, order: _Order, use: Callable[[Connection], T]) -> T:
-        """Call `use` with an open connection, and with another one after `ConnectionLost`: nothing was sent."""
-        deadline = min(time.monotonic() + self._connect_timeout_s, order.ends_at)
+    def _send(self, order: _Order, send: Callable[[Connection, ExecuteRequest, float], T]) -> T:
+        """`send` the order on an open connection, and on another one after `ConnectionLost`: nothing was sent."""
+        deadline = min(order.begins_at + self._connect_timeout_s, order.ends_at)
         attempt = 0
         while True:
             try:
-                return use(self._open_connection(deadline))
+                return send(self._open_connection(deadline), order.request(), order.ends_at + _ANSWER_GRACE_S)
             except ConnectionLost:
                 delay_s = _BACKOFF.delay_s(attempt, random())
                 if self._closed or time.monotonic() + delay_s >= deadline:
@@ -169,7 +162,7 @@ class Client:
 
     def _dial(self, deadline: float) -> Connection:
         host, port = self._address or self._find()
-        request = AuthRequest(self._label, self._read_token(), __version__, "client", {})
+        request = AuthRequest(self._label, self._read_token(), __version__, "client", ASK)
         line, early = dial(Side.CLIENT, host, port, request, max(0.1, deadline - time.monotonic()))
         connection = Connection(line, early)
         connection.start()
@@ -193,16 +186,23 @@ class Client:
 class _Order:
     """What is asked for, ready to be put into a request at any moment: the time that remains is the request's."""
 
+    __slots__ = ("_args", "_data", "_env", "_task", "_timeout_s", "begins_at", "ends_at")
+
     def __init__(
-        self, task: str, args: tuple[str, ...], data: bytes, env: Mapping[str, str], timeout_s: float | None
+        self, task: str, args: tuple[str, ...], data: bytes, env: Mapping[str, str] | None, timeout_s: float | None
     ) -> None:
         self._task = task
         self._args = list(args)
         self._data = bytes(data) or None
-        self._env = dict(env)
+        self._env = dict(env) if env else {}
         self._timeout_s = timeout_s
-        self.ends_at = inf if timeout_s is None else time.monotonic() + timeout_s
-        self.give_up_at = self.ends_at + _ANSWER_GRACE_S
+        self.begins_at = time.monotonic()
+        self.ends_at = inf
+        if timeout_s is not None:
+            if not timeout_s >= 0:  # NaN is neither
+                raise ConfigError("timeout", timeout_s, "seconds, 0 or more, or None for no limit")
+            if timeout_s < _FOREVER_S:
+                self.ends_at = self.begins_at + timeout_s
 
     def request(self) -> ExecuteRequest:
         """Raises `ExecutionTimeout` when no time remains."""

@@ -14,21 +14,47 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from spearpool.config import Target, TargetKind, TaskConfig
+from spearpool.config import Settings, Target, TargetKind, TaskConfig
 from spearpool.errors import ConfigError
+from spearpool.packing import Packer
 
-__all__ = ["ArtifactError", "check_target", "find_module", "find_program", "resolve_target"]
+from .launch import MAX_SPEC_BYTES, LaunchSpec
+from .surroundings import clean_environment
+
+__all__ = ["ArtifactError", "check_target", "check_tasks", "find_module", "find_program", "resolve_target"]
+
+_AT_MOST = f"at most {MAX_SPEC_BYTES} bytes"
+_PACKER: Packer[Any] = Packer(Any)
 
 
 class ArtifactError(Exception):
     """What the task names cannot be run; the text says why."""
 
 
-def check_target(name: str, config: TaskConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise `ConfigError` when the task's program or module is not there. Imports and runs nothing."""
+def check_tasks(settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise `ConfigError` when a task cannot be run: its program or module is not there, or it is too large.
+
+    Imports and runs nothing.
+    """
+    for name, config in settings.tasks.items():
+        argv = check_target(name, config, environ)
+        own = clean_environment(environ, config.environment)
+        size = len(_PACKER.pack(LaunchSpec(argv, own, config.working_dir or "", settings.limits_of(name))))
+        if size > MAX_SPEC_BYTES:
+            raise ConfigError(f"tasks.{name}", f"{size} bytes of arguments and environment", _AT_MOST)
+    sizes = {name: len(_PACKER.pack(config)) for name, config in settings.tasks.items()}
+    if sum(sizes.values()) > MAX_SPEC_BYTES:
+        largest = max(sizes, key=sizes.__getitem__)
+        found = f"{sum(sizes.values())} bytes in all, {sizes[largest]} of them in tasks.{largest}"
+        raise ConfigError("tasks", found, f"{_AT_MOST}, since every worker gets all settings")
+
+
+def check_target(name: str, config: TaskConfig, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """As `resolve_target`, but raises `ConfigError` when the task's program or module is not there."""
     try:
-        resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
+        return resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
     except ArtifactError as error:
         raise ConfigError(f"tasks.{name}.target", config.target, f"something that can be run: {error}") from None
 

@@ -12,6 +12,8 @@ from spearpool.protocol.identifiers import InstanceId
 from .lifecycle import Lifecycle, Phase
 from .limits import LimitWatch
 from .logs import InstanceLog
+from .places import Place
+from .progress import Progress
 
 __all__ = ["Instance", "InstanceView"]
 
@@ -30,19 +32,22 @@ class InstanceView:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One instance, from its row to its end."""
+    """One instance, from its row to its end. `crashed` is known once it is gone: nobody wanted it to end like that."""
 
     id: InstanceId
     name: str
     task: str
     config: TaskConfig
     limits: ResourceLimits
+    place: Place
     lifecycle: Lifecycle
+    progress: Progress
     log: InstanceLog
     launch: int
     directory: Path | None = None  # private, removed at the end
     identity: ProcessIdentity | None = None
     watch: LimitWatch | None = None
+    crashed: bool = False
 
     @property
     def was_ready(self) -> bool:

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from spearpool.channel import MAX_RECORD_BYTES
 from spearpool.config import ResourceLimits
 from spearpool.packing import Record
 
-__all__ = ["Exited", "ForkSpec", "LaunchFailed", "LaunchSpec", "Launched", "Launcher", "ZygoteReady", "ZygoteSpec"]
+__all__ = [
+    "MAX_SPEC_BYTES",
+    "Exited",
+    "ForkSpec",
+    "LaunchFailed",
+    "LaunchSpec",
+    "Launched",
+    "Launcher",
+    "ZygoteReady",
+    "ZygoteSpec",
+]
+
+MAX_SPEC_BYTES = MAX_RECORD_BYTES - 4096
+"""What a control record has room for, beside the `SPEAR_*` variables, keys and the like that are added to it."""
 
 
 class LaunchSpec(Record, frozen=True):
@@ -42,11 +56,16 @@ class ForkSpec(Record, frozen=True):
 
 
 class Launched(Record, frozen=True):
-    """The process exists. `start_ticks` with `pid` is its identity; comes with its pidfd."""
+    """The process exists. `start_ticks` with `pid` is its identity; comes with its pidfd.
+
+    `forked_ns` is the monotonic clock, which is the same in all processes, just before the fork: so nothing that the
+    process ever did was earlier.
+    """
 
     launch: int
     pid: int
     start_ticks: int
+    forked_ns: int
 
 
 class LaunchFailed(Record, frozen=True):
@@ -69,6 +88,11 @@ class Exited(Record, frozen=True):
     pid: int
     code: int | None
     signal: int | None
+
+    @property
+    def returncode(self) -> int | None:
+        """As of `subprocess`: the exit code, or minus the signal."""
+        return self.code if self.signal is None else -self.signal
 
 
 class Launcher(Protocol):

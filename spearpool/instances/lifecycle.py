@@ -137,6 +137,14 @@ class Lifecycle:
         """Whether an end now is a failure: unasked for, before it was ready or soon after."""
         return not self.stop_wanted and (self.ready_at is None or now - self.ready_at < SETTLED_S)
 
+    def crashed(self, now: float, *, clean: bool) -> bool:
+        """Whether an end now is none that anybody wanted; `clean`: with exit code 0, as of a program that is done."""
+        return not self.stop_wanted and (self.failed(now) or bool(self._complaint) or not clean)
+
+    def cause(self, end: str) -> str:
+        """What `explain` says, in the fewest words."""
+        return self._complaint or end
+
     def explain(self, end: str, now: float) -> str:
         """Why it ended, in words; `end` is how its process did (see `describe_exit`)."""
         if self._complaint:

@@ -6,8 +6,9 @@
 
 The first five are done when it returns; the process itself is started by the `Launcher` (the warden), and what became
 of it comes back through `handle`. That the instance connected and authenticated is told by the worker it dialled
-(`claimed`). Every stage is timed into the instance's row of the instances table, whose being *alive* is what makes the
-instance's secret valid. Deadlines are the business of `lifecycle`; `tick` has them obeyed. Nothing here blocks.
+(`claimed`). Every stage is put on record (`progress`) and timed into the instance's row of the instances table, whose
+being *alive* is what makes the instance's secret valid. An instance that ends unasked leaves its place to the next one
+of its task (`places`). Deadlines are the business of `lifecycle`; `tick` has them obeyed. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import assert_never
 from spearpool.config import ResourceLimits, TargetKind, TaskConfig
 from spearpool.errors import InstanceStartError, SegmentError
 from spearpool.metrics.instances_table import InstancesTable
-from spearpool.metrics.layout import InstanceStage
+from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.vocabulary import InstanceStage
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
@@ -33,14 +35,17 @@ from .artifact import ArtifactError, resolve_target
 from .instance import Instance, InstanceView
 from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
 from .lifecycle import Lifecycle, Order, describe_exit
-from .limits import LimitWatch, Usage
+from .limits import LimitWatch, Reading
 from .logs import prune_logs
+from .places import Places
+from .progress import Progress
 from .surroundings import Surroundings, remove_tree
 from .zygotes import Zygote, Zygotes
 
 __all__ = ["Instance", "InstanceView", "ProcessRuntime"]
 
 _REASON_CHARS = 2000
+_NO_PROCESS = "was not launched"
 _RUNNER = ""
 """Key and target of the zygote that the instances of all `exec:` tasks are forked from."""
 
@@ -59,6 +64,7 @@ class ProcessRuntime:
         launcher: Launcher,
         table: InstancesTable,
         surroundings: Surroundings,
+        monitoring: MonitoringService,
         *,
         task_index: Callable[[str], int],
         token_for: Callable[[InstanceId, str], str],
@@ -70,6 +76,7 @@ class ProcessRuntime:
         self._launcher = launcher
         self._table = table
         self._surroundings = surroundings
+        self._monitoring = monitoring
         self._task_index = task_index
         self._token_for = token_for
         self._tell_agent = tell_agent
@@ -80,6 +87,7 @@ class ProcessRuntime:
         self._zygotes = Zygotes(launcher, self._next_launch)
         self._instances: dict[int, Instance] = {}  # by launch
         self._by_row: dict[int, Instance] = {}
+        self._places = Places()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -103,15 +111,18 @@ class ProcessRuntime:
 
     def _reserve(self, task: str, config: TaskConfig, limits: ResourceLimits) -> Instance:
         """Resources: a row, which makes the instance's secret valid, and a place for its log."""
+        place, index = self._places.take(task), self._task_index(task)
         try:
-            row = self._table.open_row(self._task_index(task))
+            row = self._table.open_row(index, restarts=place.restarts)
         except SegmentError as error:
+            self._places.leave(task, place)
             raise InstanceStartError(str(error), instance_id="", task=task, stage="resources") from None
-        self._mark(row, InstanceStage.REQUESTED)
+        progress = Progress(self._table, self._monitoring, row, index, self._clock_ns)
+        progress.requested(place)
         name = row.name(task)
         lifecycle = Lifecycle(config, self._now_s())
         log = self._surroundings.log(name)
-        instance = Instance(row, name, task, config, limits, lifecycle, log, self._next_launch())
+        instance = Instance(row, name, task, config, limits, place, lifecycle, progress, log, self._next_launch())
         self._instances[instance.launch] = instance
         self._by_row[row.row] = instance
         return instance
@@ -187,13 +198,13 @@ class ProcessRuntime:
             return
         match record:
             case Launched():
-                self._launched(instance, ProcessIdentity(record.pid, record.start_ticks))
+                self._launched(instance, record)
             case LaunchFailed():
                 self._end(instance, instance.lifecycle.explain_no_process(_shorten(record.reason)))
             case Exited():
                 breach = instance.watch.ended(record.signal) if instance.watch is not None else None
                 end = describe_exit(record.code, record.signal) + (f" ({breach})" if breach else "")
-                self._end(instance, instance.lifecycle.explain(end, self._now_s()))
+                self._end(instance, instance.lifecycle.explain(end, self._now_s()), record)
             case ZygoteReady():
                 raise AssertionError("an instance is no zygote")
             case _:
@@ -232,27 +243,27 @@ class ProcessRuntime:
             instance = self._instances[launch]
             self._end(instance, instance.lifecycle.explain_no_process(_shorten(reason)))
 
-    def _launched(self, instance: Instance, identity: ProcessIdentity) -> None:
-        row = instance.id.row
-        instance.identity = identity
+    def _launched(self, instance: Instance, record: Launched) -> None:
+        instance.identity = ProcessIdentity(record.pid, record.start_ticks)
         instance.lifecycle.launched()
-        self._table.set_process(row, identity.pid, identity.start_ticks)
-        self._mark(instance.id, InstanceStage.SPAWNED)
-        instance.watch = LimitWatch(identity, instance.limits)
-        for limit in instance.watch.limits():
-            self._table.set_limit(row, limit.index, limit.value, limit.level)
+        self._table.set_process(instance.id.row, record.pid, record.start_ticks)
+        instance.progress.reached(InstanceStage.SPAWNED, record.forked_ns)
+        instance.watch = LimitWatch(instance.identity, instance.limits)
+        self._publish(instance, instance.watch.sample())
 
     # --- what the workers report --------------------------------------------------------------------------------------
 
-    def claimed(self, instance: InstanceId, connected_ns: int, authenticated_ns: int) -> None:
-        """Its agent has authenticated at a worker (times: monotonic ns)."""
+    def claimed(self, instance: InstanceId, connection: int, connected_ns: int, authenticated_ns: int) -> None:
+        """Its agent has authenticated at a worker over that connection (its packed id; times: monotonic ns)."""
         found = self.find(instance)
-        if found is None or not found.lifecycle.claimed(self._now_s()):
+        if found is None:
             return
-        self._table.mark(instance.row, InstanceStage.CONNECTED, connected_ns)
-        self._table.mark(instance.row, InstanceStage.AUTHENTICATED, authenticated_ns)
-        self._mark(instance, InstanceStage.READY)
-        self._on_ready(found)
+        found.progress.connection = connection
+        if found.lifecycle.claimed(self._now_s()):
+            found.progress.reached(InstanceStage.CONNECTED, connected_ns)
+            found.progress.reached(InstanceStage.AUTHENTICATED, authenticated_ns)
+            found.progress.reached(InstanceStage.READY)
+            self._on_ready(found)
 
     def released(self, instance: InstanceId) -> None:
         """Its agent has no connection any more, and is expected to come back."""
@@ -288,6 +299,8 @@ class ProcessRuntime:
         return min((instance.lifecycle.deadline for instance in self._instances.values()), default=math.inf)
 
     def _obey(self, instance: Instance, order: Order | None) -> None:
+        if instance.lifecycle.stopping:
+            instance.progress.reached(InstanceStage.STOPPING)
         match order:
             case None:
                 pass
@@ -316,19 +329,25 @@ class ProcessRuntime:
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _end(self, instance: Instance, reason: str) -> None:
+    def _end(self, instance: Instance, reason: str, exited: Exited | None = None) -> None:
         """It is gone: its secret is void, its directory removed, its end told with the last lines of its log."""
         failed = instance.lifecycle.failed(self._now_s())
         if instance.watch is not None:
             self._publish(instance, instance.watch.final())
-        self._discard(instance)
+        self._discard(instance, exited)
         prune_logs(self._surroundings.log_dir, instance.task, {other.name for other in self._instances.values()})
         if not instance.lifecycle.stop_wanted and (tail := instance.log.tail()):
             reason = f"{reason}; its log ends:\n{tail}"
         self._on_end(instance, reason, failed)
 
-    def _discard(self, instance: Instance) -> None:
-        self._mark(instance.id, InstanceStage.STOPPED)
+    def _discard(self, instance: Instance, exited: Exited | None = None) -> None:
+        """Put its end on record, how its process `exited` if there was one, and forget it."""
+        lifecycle, code = instance.lifecycle, None if exited is None else exited.returncode
+        end = _NO_PROCESS if exited is None else describe_exit(exited.code, exited.signal)
+        instance.crashed = lifecycle.crashed(self._now_s(), clean=code == 0)
+        instance.progress.ended(failed=instance.crashed, code=code, reason=lifecycle.cause(end))
+        if not lifecycle.stop_wanted:
+            self._places.leave(instance.task, instance.place.left(self._clock_ns()))
         self._table.close_row(instance.id.row)
         del self._instances[instance.launch]
         del self._by_row[instance.id.row]
@@ -338,7 +357,10 @@ class ProcessRuntime:
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def sample_usage(self) -> None:
-        """Publish what each instance uses of its limits, and rotate logs that have grown. For about once a second."""
+        """Publish each instance's limits as they are now, and what it uses of them; rotate logs that have grown.
+
+        For about once a second.
+        """
         for instance in self._instances.values():
             instance.log.rotate()
             if instance.watch is not None:
@@ -353,12 +375,10 @@ class ProcessRuntime:
         found = self._by_row.get(instance.row)
         return found if found is not None and found.id == instance else None
 
-    def _publish(self, instance: Instance, usages: Iterable[Usage]) -> None:
-        for usage in usages:
-            self._table.set_usage(instance.id.row, usage.index, usage.usage, usage.breaches)
-
-    def _mark(self, instance: InstanceId, stage: InstanceStage) -> None:
-        self._table.mark(instance.row, stage, self._clock_ns())
+    def _publish(self, instance: Instance, readings: Iterable[Reading]) -> None:
+        for reading in readings:
+            self._table.set_limit(instance.id.row, reading.index, reading.value, reading.level)
+            self._table.set_usage(instance.id.row, reading.index, reading.usage, reading.breaches)
 
     def _now_s(self) -> float:
         return self._clock_ns() / 1e9

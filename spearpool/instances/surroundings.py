@@ -18,7 +18,7 @@ from spearpool.protocol.environment import InstanceEnvironment
 
 from .logs import InstanceLog
 
-__all__ = ["Surroundings", "remove_tree"]
+__all__ = ["Surroundings", "clean_environment", "remove_tree"]
 
 _INHERITED = frozenset(
     {
@@ -51,12 +51,7 @@ class Surroundings:
 
     def common_environment(self, own: Mapping[str, str]) -> dict[str, str]:
         """What is inherited, and a task's own variables over it."""
-        inherited = {
-            name: value
-            for name, value in self.environ.items()
-            if name in _INHERITED or name.startswith(_INHERITED_PREFIX)
-        }
-        return {"PATH": os.defpath, **inherited, **own}
+        return clean_environment(self.environ, own)
 
     def environment(self, name: str, secret: str, task: str, config: TaskConfig) -> dict[str, str]:
         """The whole environment of the instance `name`."""
@@ -80,6 +75,14 @@ class Surroundings:
 
     def log(self, name: str) -> InstanceLog:
         return InstanceLog(self.log_dir, name)
+
+
+def clean_environment(environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Those of `environ` that are inherited, and a task's own variables over them."""
+    inherited = {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIX)
+    }
+    return {"PATH": os.defpath, **inherited, **own}
 
 
 def remove_tree(path: Path) -> None:

@@ -4,7 +4,7 @@ It imports the agent and the task's own module once, then forks an instance per 
 process between ends at once, so that the instance becomes a child of the warden (the nearest child subreaper), which
 alone reaps, and which the instance must not outlive. The order is what makes this safe:
 
-1. the process between sends `Forked(launch, pid)` to the warden and exits;
+1. the process between sends `Forked` (the instance's pid) to the warden and exits;
 2. only by that exit does the instance become the warden's child, so the warden can read who it is before it can meet
    it as a stranger and take it for an orphan;
 3. the instance waits for its new parent, arms its parent-death signal, takes its limits, closes the status pipe (its
@@ -159,6 +159,7 @@ def _fork(channel: ZygoteEnd, request: Fork, log_fd: int, status_fd: int) -> boo
 
 def _fork_again_and_end(channel: ZygoteEnd, launch: int, status_fd: int) -> None:
     """The whole life of the process between; returns in the instance alone."""
+    forked_ns = time.monotonic_ns()
     try:
         instance = os.fork()
     except OSError as error:
@@ -166,7 +167,7 @@ def _fork_again_and_end(channel: ZygoteEnd, launch: int, status_fd: int) -> None
         os._exit(1)
     if instance:
         try:
-            _send(channel, Forked(launch, instance))
+            _send(channel, Forked(launch, instance, forked_ns))
         finally:
             os._exit(0)
 

@@ -40,10 +40,11 @@ class ImportFailed(Record, frozen=True):
 
 
 class Forked(Record, frozen=True):
-    """The instance exists. It is sent before the instance can become the warden's child."""
+    """The instance exists; `forked_ns` as in `Launched`. It is sent before it can become the warden's child."""
 
     launch: int
     pid: int
+    forked_ns: int
 
 
 FromZygote = Imported | ImportFailed | Forked

@@ -21,13 +21,13 @@ _LARGEST = 2**42
 
 def bucket_of(value: int) -> int:
     """The bucket of a value; what is below 1 counts as 1."""
-    if value <= SUB_BUCKETS:
-        return value - 1 if value > 1 else 0
+    if SUB_BUCKETS < value <= _LARGEST:
+        n = value - 1
+        shift = n.bit_length() - 4
+        return (shift << 3) + (n >> shift)
     if value > _LARGEST:
         return OVERFLOW
-    n = value - 1
-    shift = n.bit_length() - 4
-    return (shift << 3) + (n >> shift)
+    return value - 1 if value > 1 else 0
 
 
 def upper_bound(bucket: int) -> float:

@@ -24,6 +24,7 @@ from .vocabulary import (
     ROW_FIELDS,
     ROW_LABEL_WORD,
     ROW_LIMITS_WORD,
+    ROW_STAGES,
     ROW_WORDS,
     InstanceStage,
     LimitLevel,
@@ -38,7 +39,8 @@ _STAGES = _FIELD["requested_ns"]
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """One limit of an instance as it is in force; `usage` is what was last sampled, in the limit's own unit."""
+    """One limit of an instance as it was last seen in force (-1: no limit any more), and what is used of it, in the
+    limit's own unit."""
 
     name: str
     level: LimitLevel
@@ -49,8 +51,9 @@ class LimitState:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRow:
-    """A row as it was at one moment. `owner` is the packed id of the agent's connection, 0 for none; times are
-    monotonic ns, 0 for stages that were not reached."""
+    """A row as it was at one moment. `owner` is the packed id of the agent's connection, 0 for none; `restarts` is how
+    often the instance's place was filled again after an end that nobody had asked for, this time included; times are
+    monotonic ns, 0 for stages that were not reached, in the order of `vocabulary.ROW_STAGES`."""
 
     instance: InstanceId
     instance_id: str
@@ -68,7 +71,7 @@ class InstanceRow:
     @property
     def stage(self) -> InstanceStage:
         """The last stage that was reached."""
-        return max((stage for stage in InstanceStage if self.stages_ns[stage]), default=InstanceStage.REQUESTED)
+        return max((stage for stage in ROW_STAGES if self.stages_ns[stage]), default=InstanceStage.REQUESTED)
 
 
 class InstancesTable:
@@ -103,7 +106,7 @@ class InstancesTable:
         return InstanceId(row, generation)
 
     def mark(self, row: int, stage: InstanceStage, time_ns: int) -> None:
-        """The instance reached a stage; monotonic ns."""
+        """The instance reached one of `ROW_STAGES`; monotonic ns."""
         self._words[row * ROW_WORDS + _STAGES + stage] = time_ns
 
     def set_process(self, row: int, pid: int, start_ticks: int) -> None:
@@ -166,7 +169,7 @@ class InstancesTable:
             pid=value["pid"],
             start_ticks=value["start_ticks"],
             restarts=value["restarts"],
-            stages_ns=tuple(words[_STAGES : _STAGES + len(InstanceStage)]),
+            stages_ns=tuple(words[_STAGES : _STAGES + len(ROW_STAGES)]),
             limits=tuple(_limits(words)),
         )
 

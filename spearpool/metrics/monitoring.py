@@ -41,15 +41,19 @@ from .vocabulary import (
     FINAL_STAGES,
     GAUGE,
     HISTOGRAM,
+    INSTANCE_COUNTERS,
     NO_TASK,
+    RECORD_FLAGS,
+    TASK_COUNTERS,
     TASK_HISTOGRAM,
+    TASK_WORDS,
     EventKind,
     ExecutionStage,
     InstanceStage,
     WorkerStage,
 )
 
-__all__ = ["MonitoringService"]
+__all__ = ["MonitoringService", "StageReport"]
 
 _OPENED = COUNTER["connections_opened"]
 _AUTHENTICATED, _AUTH_FAILED = COUNTER["authenticated"], COUNTER["auth_failed"]
@@ -65,8 +69,12 @@ _DURATION, _QUEUE = TASK_HISTOGRAM["execution_duration_ns"], TASK_HISTOGRAM["exe
 
 _CLOSE_CODE = {reason: code for code, reason in enumerate(CLOSE_REASONS)}
 _ERROR_COUNTER = {int(code): COUNTER[f"errors_{code.value}"] for code in ErrorCode}
-_ENDS = tuple(stage in FINAL_STAGES for stage in ExecutionStage)
-_DISPATCHED = ExecutionStage.DISPATCHED
+_OF_TASK = {stage: TASK_COUNTERS.index(name) for stage, name in INSTANCE_COUNTERS.items()}
+_OBSERVED = tuple(
+    _DURATION if stage in FINAL_STAGES else _QUEUE if stage is ExecutionStage.DISPATCHED else None
+    for stage in ExecutionStage
+)
+"""By stage of an execution: the histogram that takes its duration, if any."""
 
 
 def _messages(way: str, kind: EventKind, direction: str) -> dict[MessageType, tuple[int, int, int, int, int]]:
@@ -86,7 +94,7 @@ _EXECUTION = int(EventKind.EXECUTION_RECEIVED)
 _INSTANCE = int(EventKind.INSTANCE_REQUESTED)
 _WORKER = int(EventKind.WORKER_SPAWNED)
 
-_WAS_AUTHENTICATED = 1
+_WAS_AUTHENTICATED, _HAS_CODE = RECORD_FLAGS["authenticated"], RECORD_FLAGS["has_code"]
 _MAX_CAUSES = 32
 _MAX_CODE = 0xFFFF
 _MAX_SECONDS = 1e9
@@ -107,6 +115,22 @@ class _Peer(NamedTuple):
 _STRANGER = _Peer()
 
 
+class StageReport(NamedTuple):
+    """What is told of an instance that reached a stage.
+
+    It was `ago_ns` ago, `duration_ns` after the stage before and `age_ns` after the request. `connection` is its
+    agent's, if there is or was one. Of an end, `code` is the exit code, or minus the signal; of a restart, how many
+    there were. `reason` says it in a few words; their number must be bounded, since they become names of the seat.
+    """
+
+    ago_ns: int = 0
+    duration_ns: int = 0
+    age_ns: int = 0
+    connection: int = 0
+    code: int | None = None
+    reason: str = ""
+
+
 class MonitoringService:
     """Records into one seat, which its process occupies. `master` is `ConnectionManagerConfig.enable_monitoring`."""
 
@@ -115,6 +139,7 @@ class MonitoringService:
         self._seat = seat
         self._counters = seat.counters
         self._histograms = seat.histograms
+        self._tasks = seat.task_counters
         self._write = seat.ring.write
         self._enabled = enabled
         self._connections = enabled and config.enable_connection_tracking
@@ -137,20 +162,10 @@ class MonitoringService:
             return
         try:
             peer = self._peers.get(connection_id, _STRANGER)
-            table = _INCOMING if direction is _DIRECTION_IN else _OUTGOING
-            counter, volume, kind, code, way = table[message_type]
+            counter, volume, kind, code, way = (_INCOMING if direction is _DIRECTION_IN else _OUTGOING)[message_type]
+            told_ns = processing_ns if self._performance else 0
             self._write(
-                time_ns(),
-                kind,
-                connection_id,
-                instance or peer.instance,
-                processing_ns if self._performance else 0,
-                size_bytes,
-                peer.name,
-                0,
-                peer.task,
-                code,
-                way,
+                time_ns(), kind, connection_id, instance or peer[0], told_ns, size_bytes, peer[2], 0, peer[1], code, way
             )
             counters = self._counters
             counters[counter] += 1
@@ -181,32 +196,68 @@ class MonitoringService:
         """A protocol error was sent or received; `code` is the wire's."""
         self.record_connection_event(connection_id, Errored(code, ""))
 
+    def record_handed_over(self, connection_id: int, seat: int) -> None:
+        """The connection belongs to the occupant of that seat from now on, who records that it was taken in."""
+        if not self._connections:
+            return
+        try:
+            self._seat.hand_over(seat)
+            self._seat.gauges[_AUTHENTICATED_NOW] -= 1
+            self._write_of(connection_id, EventKind.HANDED_OVER, 0, flags=_WAS_AUTHENTICATED)
+            self._peers.pop(connection_id, None)
+        except _NOT_RECORDABLE:
+            self._not_recorded()
+
+    def record_taken_in(self, connection_id: int, label: str, instance: int = 0, *, counted: bool = True) -> None:
+        """A connection came from another worker; not `counted` there, it counts as opened here.
+
+        `label` and `instance` are those of its `Authenticated`.
+        """
+        if not self._connections:
+            return
+        try:
+            if not counted:
+                self._counters[_OPENED] += 1
+            self._seat.gauges[_AUTHENTICATED_NOW] += 1
+            self._peers[connection_id] = self._peer(label, instance)
+            self._write_of(connection_id, EventKind.TAKEN_IN, 0, flags=_WAS_AUTHENTICATED)
+        except _NOT_RECORDABLE:
+            self._not_recorded()
+
     def record_execution(self, stage: ExecutionStage, task_index: int, duration_ns: int = 0) -> None:
         """An execution of a task reached a stage, so long after it was received."""
         if not self._enabled:
             return
         try:
             told_ns = duration_ns if self._performance else 0
-            self._seat.add_task(task_index, stage)
-            self._write(time_ns(), _EXECUTION + stage, 0, 0, told_ns, task=task_index)
-            if self._performance and _ENDS[stage]:
-                self._seat.observe_task(task_index, _DURATION, duration_ns)
-            elif self._performance and stage is _DISPATCHED:
-                self._seat.observe_task(task_index, _QUEUE, duration_ns)
+            self._tasks[task_index * TASK_WORDS + stage] += 1
+            self._write(time_ns(), _EXECUTION + stage, 0, 0, told_ns, 0, 0, 0, task_index)
+            histogram = _OBSERVED[stage]
+            if self._performance and histogram is not None:
+                self._seat.observe_task(task_index, histogram, duration_ns)
         except _NOT_RECORDABLE:
             self._not_recorded()
 
-    def record_instance(
-        self, stage: InstanceStage, instance: InstanceId, task_index: int, duration_ns: int = 0
-    ) -> None:
-        """An instance reached a stage, so long after it was requested. For the supervisor's own seat."""
+    def record_instance(self, stage: InstanceStage, instance: InstanceId, task_index: int, told: StageReport) -> None:
+        """A launched instance reached a stage. For the supervisor's own seat."""
         if not self._enabled:
             return
         try:
-            told_ns = duration_ns if self._performance else 0
-            self._write(time_ns(), _INSTANCE + stage, 0, instance.pack(), told_ns, task=task_index)
+            self._write(
+                time_ns() - told.ago_ns,
+                _INSTANCE + stage,
+                told.connection,
+                instance.pack(),
+                told.duration_ns if self._performance else 0,
+                name=self._seat.intern(told.reason) if told.reason else 0,
+                code=(told.code or 0) & _MAX_CODE,
+                task=task_index,
+                flags=0 if told.code is None else _HAS_CODE,
+            )
+            if stage in _OF_TASK:
+                self._seat.task_counters[task_index * TASK_WORDS + _OF_TASK[stage]] += 1
             if self._performance and stage is InstanceStage.READY:
-                self._seat.observe(_INSTANCE_START, duration_ns)
+                self._seat.observe(_INSTANCE_START, told.age_ns)
         except _NOT_RECORDABLE:
             self._not_recorded()
 
@@ -252,7 +303,7 @@ class MonitoringService:
 
     def _record_authenticated(self, connection: int, event: Authenticated) -> None:
         duration_ns = self._told_ns(event.duration_s)
-        self._peers[connection] = self._peer(event)
+        self._peers[connection] = self._peer(event.instance_id, event.instance)
         self._counters[_AUTHENTICATED] += 1
         self._seat.gauges[_AUTHENTICATED_NOW] += 1
         if self._performance:
@@ -275,14 +326,14 @@ class MonitoringService:
         instance, task, name = self._peers.get(connection, _STRANGER)
         self._write(time_ns(), kind, connection, instance, duration_ns, 0, name, code, task, flags=flags)
 
-    def _peer(self, event: Authenticated) -> _Peer:
+    def _peer(self, label: str, instance: int) -> _Peer:
         """Launched instances are named by task and number; everybody else by an interned name."""
-        if not event.instance:
-            return _Peer(name=self._seat.intern(event.instance_id))
-        task, *_ = event.instance_id.rsplit("-", 2)
-        if InstanceId.unpack(event.instance).name(task) == event.instance_id:
-            return _Peer(event.instance, self._seat.segment.task_index(task))
-        return _Peer(event.instance, name=self._seat.intern(event.instance_id))
+        if not instance:
+            return _Peer(name=self._seat.intern(label))
+        task, *_ = label.rsplit("-", 2)
+        if InstanceId.unpack(instance).name(task) == label:
+            return _Peer(instance, self._seat.segment.task_index(task))
+        return _Peer(instance, name=self._seat.intern(label))
 
     def _cause(self, cause: str) -> int:
         """Causes may quote what a stranger sent: only so many different ones get a name."""

@@ -21,6 +21,7 @@ from .vocabulary import (
     CLOSED,
     COUNTER,
     COUNTERS,
+    EXECUTION_COUNTERS,
     FINAL_STAGES,
     GAUGE,
     GAUGES,
@@ -81,6 +82,7 @@ class Rollup:
         self._tasks: Words = self._seats("tasks")[:, :, : len(TASK_COUNTERS)]
         self._booked_tasks: Words = self._seats("booked_tasks")[:, :, : len(TASK_COUNTERS)]
         self._liveness = self._seats("liveness")[:, : len(LIVENESS)]
+        self._handed = self._seats("handed")
         self._histograms = self._seats("histograms")
         self._task_histograms = self._seats("task_histograms")
         self._intents = self._seats("ring_state")[:, 0]
@@ -117,7 +119,7 @@ class Rollup:
         return _over_seats(self._gauges[self._seats_of(slot)])
 
     def slot_tasks(self, slot: int) -> Words:
-        """The slot's executions: a row per task column, in the order of `layout.TASK_COUNTERS`."""
+        """The slot's executions and instances: a row per task column, in the order of `layout.TASK_COUNTERS`."""
         return _over_seats(self._read_tasks(self._seats_of(slot)))
 
     def slot_words(self, slot: int) -> Words:
@@ -125,8 +127,17 @@ class Rollup:
         return np.concatenate((self.slot_counters(slot), self.slot_gauges(slot), self.slot_tasks(slot).ravel()))
 
     def open_connections(self, slot: int) -> int:
-        counters = self.slot_counters(slot)
-        return int(counters[COUNTER["connections_opened"]] - counters[list(CLOSED)].sum())
+        """Those that the slot's workers opened or took in, and have neither closed nor handed over."""
+        seats = self._seats_of(slot)
+        gone = self._counters[seats][:, CLOSED].sum() + self._booked_counters[seats][:, CLOSED].sum()
+        gone += self._handed[seats].sum()
+        come = self._handed[:, seats].sum()
+        come += self._counters[seats, COUNTER["connections_opened"]].sum()
+        return int(come - gone)
+
+    def handed_over(self) -> int:
+        """How many connections have ever been moved from one worker to another."""
+        return int(self._handed.sum())
 
     def authenticated_now(self, slot: int) -> int:
         return int(self.slot_gauges(slot)[GAUGE["authenticated_now"]])
@@ -140,14 +151,15 @@ class Rollup:
             "connections_opened": opened,
             "connections_closed": closed,
             "connections_open": opened - closed,
+            "connections_handed_over": self.handed_over(),
             **{name: int(counters[COUNTER[name]]) for name in _SUMMED},
             **{name: _sum_of(counters, f"{name}_") for name in ("messages_in", "messages_out", "errors")},
-            **{f"executions_{name}": int(count) for name, count in zip(TASK_COUNTERS, stages, strict=True)},
+            **{_total_name(name): int(count) for name, count in zip(TASK_COUNTERS, stages, strict=True)},
             "ring_lost": sum(self._lost),
         }
 
     def task_totals(self) -> dict[str, dict[str, int]]:
-        """Executions of the whole pool by task and stage. What was run under names without a column is `other`."""
+        """`TASK_COUNTERS` of the whole pool by task. What was run under names without a column is `other`."""
         columns = _over_seats(self._read_tasks(slice(None)))
         names = self.task_names()
         return {name: dict(zip(TASK_COUNTERS, columns[i].tolist(), strict=True)) for i, name in names.items()}
@@ -186,18 +198,23 @@ class Rollup:
         return slice(2 * slot, 2 * slot + 2)  # of the place behind the last slot, only the supervisor's seat is there
 
     def _read_counters(self, seats: slice) -> Words:
-        """A copy, booked values included, in which no more connections are closed than were opened."""
+        """A copy, booked values included, in which no more connections are closed than were opened.
+
+        Booked values come first: while we look, a seat may get a next occupant that opens some and dies with them.
+        """
+        booked = self._booked_counters[seats].copy()
         closed = self._counters[seats][:, CLOSED]
         counters = self._counters[seats].copy()
         counters[:, CLOSED] = closed
-        return counters + self._booked_counters[seats]
+        return counters + booked
 
     def _read_tasks(self, seats: slice) -> Words:
         """A copy, booked values included, in which no more executions have ended than were received."""
+        booked = self._booked_tasks[seats].copy()
         final = self._tasks[seats][:, :, _FINAL]
         tasks = self._tasks[seats].copy()
         tasks[:, :, _FINAL] = final
-        return tasks + self._booked_tasks[seats]
+        return tasks + booked
 
     # Rings
 
@@ -242,6 +259,11 @@ def _over_seats(words: Words) -> Words:
 
 def _sum_of(counters: Words, prefix: str) -> int:
     return sum(int(counters[place]) for name, place in COUNTER.items() if name.startswith(prefix))
+
+
+def _total_name(task_counter: str) -> str:
+    """A task's counter among those of the whole pool."""
+    return f"executions_{task_counter}" if task_counter in EXECUTION_COUNTERS else task_counter
 
 
 def _latency(words: Words) -> Latency | None:

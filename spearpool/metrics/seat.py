@@ -70,7 +70,10 @@ class Seat:
         )
         self._liveness = segment.seat_part(index, "liveness")
         self._board = segment.seat_part(index, "board")
+        self._arrived = segment.seat_part(index, "arrived")
+        self._loads = [segment.seat_part(index, name) for name in ("load", "sent", "received")]
         self._agents = segment.seat_part(index, "agents")
+        self._handed = segment.seat_part(index, "handed")
         self._booked_counters = segment.seat_part(index, "booked_counters")
         self._booked_tasks = segment.seat_part(index, "booked_tasks")
         self.histograms = segment.seat_part(index, "histograms")
@@ -133,6 +136,14 @@ class Seat:
         """Raise a counter of a task's block."""
         self.task_counters[column * TASK_WORDS + stage] += n
 
+    def hand_over(self, seat: int) -> None:
+        """A connection is that seat's from now on and not ours: a single word, so that no book ever has it twice."""
+        self._handed[seat] += 1
+
+    def handed_over(self, seat: int) -> int:
+        """How many connections the occupants of this seat have ever handed over to that one."""
+        return self._handed[seat]
+
     def observe(self, histogram: int, value: int) -> None:
         """Add a value (ns or bytes) to one of `vocabulary.HISTOGRAMS`."""
         _observe(self.histograms, histogram, value)
@@ -148,11 +159,16 @@ class Seat:
 
     # What the occupant tells about now
 
-    def publish_capacity(self, column: int, free: int, queued: int) -> None:
-        """Write this seat's row of the board for one task."""
+    def publish_capacity(self, column: int, free: int, queued: int, since_ns: int = 0) -> None:
+        """Write this seat's row of the board for a task; `since_ns` is when the head of its queue came (monotonic)."""
         first = column * len(BOARD)
         self._board[first] = free
         self._board[first + 1] = queued
+        self._board[first + 2] = since_ns
+
+    def publish_arrived(self, slot: int, count: int) -> None:
+        """Tell the worker in `slot` how many of the executions that it forwarded have been taken in here."""
+        self._arrived[slot] = count
 
     def set_agent(self, row: int, generation: int, connections: int, in_flight: int) -> None:
         """What this worker has of an instance: agent connections, and executions in flight on them."""
@@ -162,6 +178,12 @@ class Seat:
         self._agents[first + 1] = connections
         self._agents[first + 2] = in_flight
         self._agents[first] = generation
+
+    def set_in_flight(self, row: int, generation: int, in_flight: int) -> None:
+        """The same for an instance that was set here; of one whose row has been given away, nothing is shown."""
+        first = row * len(AGENT_FIELDS)
+        if self._agents[first] == generation:
+            self._agents[first + 2] = in_flight
 
     def agent(self, row: int) -> tuple[int, int, int]:
         """Generation (0: none), connections and executions in flight of an instance here."""
@@ -186,9 +208,18 @@ class Seat:
         return Loss(connections, executions)
 
     def open_connections(self) -> int:
-        """Opened − closed, with what was booked."""
+        """Opened − closed, with what was booked, and with what was handed over by others and to others."""
         own, booked = self.counters, self._booked_counters
-        return own[_OPENED] - sum(own[closed] + booked[closed] for closed in CLOSED)
+        closed = sum(own[closed] + booked[closed] for closed in CLOSED)
+        return own[_OPENED] - closed + self.taken_in() - sum(self._handed)
+
+    def taken_in(self) -> int:
+        """How many connections others have ever handed over to this seat; some may still be on their way."""
+        layout = self.segment.layout
+        if self.index == layout.supervisor_seat:
+            return 0
+        first = layout.seat_part(0, "handed").offset // 8 + self.index
+        return sum(self.segment.words[first :: layout.seat_bytes // 8].tolist())
 
     def open_executions(self, column: int) -> int:
         """Received − ended, with what was booked."""
@@ -197,7 +228,7 @@ class Seat:
         return own[first + ExecutionStage.RECEIVED] - ended
 
     def _clear(self) -> None:
-        for view in (self.gauges, self._board, self._agents):
+        for view in (self.gauges, self._board, self._arrived, *self._loads, self._agents):
             view[:] = memoryview(bytes(view.nbytes)).cast("q")
 
 
@@ -207,12 +238,25 @@ class Board:
     def __init__(self, segment: Segment) -> None:
         self._words = segment.words
         self._first = segment.layout.seat_part(0, "board").offset // 8
+        self._first_arrived = segment.layout.seat_part(0, "arrived").offset // 8
         self._stride = segment.layout.seat_bytes // 8
 
     def capacity(self, seat: int, column: int) -> tuple[int, int]:
         """Free capacity and queue length of a seat for a task. A moment old by nature."""
         first = self._first + seat * self._stride + column * len(BOARD)
         return self._words[first], self._words[first + 1]
+
+    def free(self, column: int) -> list[int]:
+        """Free capacity for a task, by seat."""
+        return self._words[self._first + column * len(BOARD) :: self._stride].tolist()
+
+    def since_ns(self, column: int) -> list[int]:
+        """When the head of the queue for a task came, by seat; 0 where there is no queue."""
+        return self._words[self._first + column * len(BOARD) + 2 :: self._stride].tolist()
+
+    def arrived(self, seat: int, slot: int) -> int:
+        """How many of the executions that the worker in `slot` forwarded to this seat have been taken in there."""
+        return self._words[self._first_arrived + seat * self._stride + slot]
 
 
 def _observe(words: memoryview, histogram: int, value: int) -> None:

@@ -20,11 +20,13 @@ __all__ = [
     "COUNTER",
     "COUNTERS",
     "DIRECTIONS",
+    "EXECUTION_COUNTERS",
     "FINAL_STAGES",
     "GAUGE",
     "GAUGES",
     "HISTOGRAM",
     "HISTOGRAMS",
+    "INSTANCE_COUNTERS",
     "LIMITS",
     "LIMIT_FIELDS",
     "LIVENESS",
@@ -35,11 +37,13 @@ __all__ = [
     "OTHER",
     "RECORD_BYTES",
     "RECORD_FIELDS",
+    "RECORD_FLAGS",
     "RECORD_FORMAT",
     "RING_RECORDS",
     "ROW_FIELDS",
     "ROW_LABEL_WORD",
     "ROW_LIMITS_WORD",
+    "ROW_STAGES",
     "ROW_WORDS",
     "TASK_COUNTERS",
     "TASK_HISTOGRAM",
@@ -84,14 +88,21 @@ FINAL_STAGES = frozenset(stage for stage in ExecutionStage if stage >= Execution
 
 
 class InstanceStage(IntEnum):
-    """How far an instance has come; each has a time in its row."""
+    """How far an instance has come, in this order; it ends in EXITED or in FAILED."""
 
     REQUESTED = 0
-    SPAWNED = 1
+    SPAWNED = 1  # its process was forked
     CONNECTED = 2
     AUTHENTICATED = 3
     READY = 4
-    STOPPED = 5
+    STOPPING = 5  # its end has begun, asked for or because it was too slow
+    EXITED = 6  # as it was asked to, or by itself like a program that is done
+    FAILED = 7  # in any other way, or it never ran
+    RESTARTED = 8  # told right after REQUESTED: it takes the place of one that ended unasked
+
+
+ROW_STAGES: tuple[InstanceStage, ...] = tuple(stage for stage in InstanceStage if stage is not InstanceStage.RESTARTED)
+"""Those that have a time in the instance's row, which says `restarts` besides."""
 
 
 class WorkerStage(IntEnum):
@@ -114,6 +125,8 @@ class EventKind(IntEnum):
     MESSAGE_SENT = 6
     HEARTBEAT_TIMEOUT = 7
     ERROR = 8
+    HANDED_OVER = 9  # to another worker, where TAKEN_IN tells the rest; neither closed nor opened
+    TAKEN_IN = 10
     EXECUTION_RECEIVED = 16
     EXECUTION_QUEUED = 17
     EXECUTION_DISPATCHED = 18
@@ -129,7 +142,10 @@ class EventKind(IntEnum):
     INSTANCE_CONNECTED = 34
     INSTANCE_AUTHENTICATED = 35
     INSTANCE_READY = 36
-    INSTANCE_STOPPED = 37
+    INSTANCE_STOPPING = 37
+    INSTANCE_EXITED = 38
+    INSTANCE_FAILED = 39
+    INSTANCE_RESTARTED = 40
     WORKER_SPAWNED = 48
     WORKER_READY = 49
     WORKER_DRAINING = 50
@@ -167,7 +183,16 @@ COUNTERS: tuple[str, ...] = (
 """Counters of a seat; they only grow, whoever sits there. `ring_records` is the tail of the seat's ring."""
 
 GAUGES: tuple[str, ...] = ("authenticated_now", "queue_bytes")
-TASK_COUNTERS: tuple[str, ...] = tuple(stage.name.lower() for stage in ExecutionStage)
+EXECUTION_COUNTERS: tuple[str, ...] = tuple(stage.name.lower() for stage in ExecutionStage)
+INSTANCE_COUNTERS: dict[InstanceStage, str] = {
+    InstanceStage.REQUESTED: "instances_started",
+    InstanceStage.EXITED: "instances_exited",
+    InstanceStage.FAILED: "instances_failed",
+    InstanceStage.RESTARTED: "instances_restarted",
+}
+"""Stages that are counted, in the supervisor's seat: started − exited − failed = instances that there are."""
+
+TASK_COUNTERS: tuple[str, ...] = (*EXECUTION_COUNTERS, *INSTANCE_COUNTERS.values())
 HISTOGRAMS: tuple[str, ...] = (
     "connection_lifetime_ns",
     "auth_duration_ns",
@@ -177,7 +202,7 @@ HISTOGRAMS: tuple[str, ...] = (
     "instance_start_ns",
 )
 TASK_HISTOGRAMS: tuple[str, ...] = ("execution_duration_ns", "execution_queue_ns")
-BOARD: tuple[str, ...] = ("free", "queued")
+BOARD: tuple[str, ...] = ("free", "queued", "since_ns")
 LIVENESS: tuple[str, ...] = ("heartbeat_ns", "state", "incarnation", "pid", "occupied_ns")
 AGENT_FIELDS: tuple[str, ...] = ("generation", "connections", "in_flight")
 
@@ -194,7 +219,7 @@ ROW_FIELDS: tuple[str, ...] = (
     "pid",
     "start_ticks",
     "restarts",
-    *(f"{stage.name.lower()}_ns" for stage in InstanceStage),
+    *(f"{stage.name.lower()}_ns" for stage in ROW_STAGES),
 )
 
 RECORD_FIELDS: tuple[tuple[str, str, str], ...] = (
@@ -205,18 +230,22 @@ RECORD_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("duration_ns", "Q", "<u8"),
     ("size", "I", "<u4"),  # bytes of the message
     ("name", "I", "<u4"),  # place in the seat's name table, 0: none
-    ("code", "H", "<u2"),  # close reason, wire error code, exit code
+    ("code", "H", "<u2"),  # close reason, wire error code, exit code or signal, restarts; see `RECORD_FLAGS`
     ("task", "H", "<u2"),  # task column, NO_TASK: none
     ("kind", "B", "|u1"),
     ("message_type", "B", "|u1"),  # MessageType.code, NO_MESSAGE_TYPE: none
     ("direction", "B", "|u1"),
-    ("flags", "B", "|u1"),  # 1: the connection was authenticated
+    ("flags", "B", "|u1"),  # bits of `RECORD_FLAGS`
     ("check", "Q", "<u8"),  # xor of the seven words before it when the layout is `sealed`, else 0
 )
 RECORD_FORMAT = "<" + "".join(code for _, code, _ in RECORD_FIELDS)
 RECORD_BYTES = 64
 RING_RECORDS = (64, 2**24)
 """Fewest and most records of a ring."""
+
+RECORD_FLAGS: dict[str, int] = {"authenticated": 1, "has_code": 2}
+"""Bits of a record's `flags`: the connection was authenticated; `code` tells of an instance. Of one that ended, it is
+the exit code or minus the signal (as 16 bits), of one that was restarted, how often."""
 
 NO_TASK = 0xFFFF
 NO_MESSAGE_TYPE = 0xFF

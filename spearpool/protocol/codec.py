@@ -17,8 +17,9 @@ from msgspec import NODEFAULT, Raw, UnsetType
 from spearpool.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 
 from .byte_arrays import read_bytes, write_bytes
-from .messages import PAYLOAD_TYPES, UNSET, ConnectionClose, MessageType, Payload, SpearMessage, Timestamp
-from .strict import U64_MAX, read_struct
+from .framing import MAX_BODY_BYTES, too_large
+from .messages import PAYLOAD_TYPES, U64_MAX, UNSET, ConnectionClose, MessageType, Payload, SpearMessage
+from .strict import read_struct
 
 __all__ = ["JSON_V1", "Codec", "message_type_of"]
 
@@ -32,9 +33,10 @@ _BODY = (
 )
 _HEAD = re.compile(
     rb'\{"message_type":"([A-Za-z]{5,15})","request_id":(0|[1-9][0-9]{0,19})'
-    rb',"timestamp":\{"secs_since_epoch":(0|[1-9][0-9]{0,19}),"nanos_since_epoch":(0|[1-9][0-9]{0,8})\}'
+    rb',"timestamp":\{"secs_since_epoch":(?:0|[1-9][0-9]{0,18}),"nanos_since_epoch":(?:0|[1-9][0-9]{0,8})\}'
     rb',"payload":'
 )
+"""Up to the payload. Nineteen digits of seconds are always in range; the twentieth is for `strict` to look at."""
 _TAIL = b',"version":1}'
 
 _MESSAGE_PACK_ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
@@ -42,6 +44,11 @@ _MESSAGE_PACK_ARRAYS = frozenset({*range(0x90, 0xA0), 0xDC, 0xDD})
 
 _BYTES: dict[Any, Any] = {bytes: Raw, bytes | None: Raw, bytes | UnsetType: Raw | UnsetType}
 """Annotations of bytes, and how a twin spells them."""
+
+_LEAST_TEXT_OF_TEXT = 3
+"""Bytes of the body for a byte of the payload's JSON, which is at least a space: `32,`."""
+_LEAST_TEXT_OF_DATA = 2 * _LEAST_TEXT_OF_TEXT
+"""Bytes of the body for a byte of data, `0,` in the payload's JSON."""
 
 _NS = 1_000_000_000
 _NO_REASON = ConnectionClose()
@@ -59,8 +66,11 @@ class Codec(Protocol):
     @property
     def version(self) -> int: ...
 
-    def encode(self, payload: Payload, request_id: int, time_ns: int) -> bytes:
-        """The body of a message written at `time_ns` (wall clock). Ranges inside the payload are the caller's care."""
+    def encode(self, payload: Payload, request_id: int, time_ns: int, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """The body of a message written at `time_ns` (wall clock). Ranges inside the payload are the caller's care.
+
+        One that is sure to exceed `max_bytes` is refused (413) before it takes any memory; `frame` measures the others.
+        """
         ...
 
     def encode_message(self, message: SpearMessage) -> bytes:
@@ -68,11 +78,15 @@ class Codec(Protocol):
         ...
 
     def decode(self, body: bytes) -> SpearMessage:
-        """The envelope; its payload stays packed."""
+        """The whole envelope; its payload stays packed."""
         ...
 
-    def decode_payload(self, message: SpearMessage) -> Payload:
-        """The payload of an envelope that `decode` returned."""
+    def open(self, body: bytes) -> tuple[MessageType, int, bytes]:
+        """Of the envelope what a session needs, in much less time: message type, request id, packed payload."""
+        ...
+
+    def decode_payload(self, kind: MessageType, packed: bytes) -> Payload:
+        """The payload of an envelope that `decode` or `open` read."""
         ...
 
 
@@ -100,10 +114,12 @@ class _PayloadForm:
         twin = msgspec.defstruct(kind.__name__, definition) if self._name else kind
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(twin)
 
-    def write(self, payload: Any) -> bytes:
+    def write(self, payload: Any, max_bytes: int) -> bytes:
         if self._name:
             data = getattr(payload, self._name)
             if data is not None and data is not UNSET:
+                if len(data) * _LEAST_TEXT_OF_DATA > max_bytes:
+                    raise too_large(f"at least {len(data) * _LEAST_TEXT_OF_DATA}", max_bytes)
                 payload = msgspec.structs.replace(payload, **{self._name: Raw(write_bytes(data))})
         return _ENCODER.encode(payload)
 
@@ -131,12 +147,18 @@ class _JsonV1:
     def __init__(self) -> None:
         self._forms = {kind: _PayloadForm(payload) for kind, payload in PAYLOAD_TYPES.items()}
 
-    def encode(self, payload: Payload, request_id: int, time_ns: int) -> bytes:
+    def encode(self, payload: Payload, request_id: int, time_ns: int, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         kind = _TYPE_OF[type(payload)]
         try:
-            text = b"" if payload == _NO_REASON else self._forms[kind].write(payload)
+            text = (
+                b""
+                if kind is MessageType.CONNECTION_CLOSE and payload == _NO_REASON
+                else self._forms[kind].write(payload, max_bytes)
+            )
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
             raise LocalProtocolError(f"this {kind.value} cannot be written: {error}") from None
+        if len(text) * _LEAST_TEXT_OF_TEXT > max_bytes:
+            raise too_large(f"at least {len(text) * _LEAST_TEXT_OF_TEXT}", max_bytes)
         return _body(kind, request_id, *divmod(time_ns, _NS), text, 1)
 
     def encode_message(self, message: SpearMessage) -> bytes:
@@ -151,28 +173,30 @@ class _JsonV1:
         )
 
     def decode(self, body: bytes) -> SpearMessage:
-        head = _HEAD.match(body)
-        if head is not None and body.endswith(_TAIL):
-            kind = _TYPE_NAMED.get(head[1])
-            request_id, seconds, nanos = int(head[2]), int(head[3]), int(head[4])
-            if kind is not None and request_id <= U64_MAX and seconds <= U64_MAX:
-                try:
-                    payload = read_bytes(body, head.end(), len(body) - len(_TAIL))
-                    return SpearMessage(kind, request_id, Timestamp(seconds, nanos), payload)
-                except ValueError:
-                    pass  # `strict` says what is wrong
         if body and body[0] in _MESSAGE_PACK_ARRAYS:
             raise RemoteProtocolError(
                 "a version-2 body: ask for it first (extra_params encodings=msgpack)", ErrorCode.VERSION
             )
         return read_struct(SpearMessage, body)
 
-    def decode_payload(self, message: SpearMessage) -> Payload:
-        kind, text = message.message_type, message.payload
-        if kind is MessageType.CONNECTION_CLOSE and not text.startswith(b"{"):
+    def open(self, body: bytes) -> tuple[MessageType, int, bytes]:
+        head = _HEAD.match(body)
+        if head is not None and body.endswith(_TAIL):
+            name, digits = head.groups()
+            kind, request_id = _TYPE_NAMED.get(name), int(digits)
+            if kind is not None and request_id <= U64_MAX:
+                try:
+                    return kind, request_id, read_bytes(body, head.end(), len(body) - len(_TAIL))
+                except ValueError:
+                    pass  # `strict` says what is wrong
+        message = self.decode(body)
+        return message.message_type, message.request_id, message.payload
+
+    def decode_payload(self, kind: MessageType, packed: bytes) -> Payload:
+        if kind is MessageType.CONNECTION_CLOSE and not packed.startswith(b"{"):
             return _NO_REASON  # the original has no payload here, and does not look at one
-        value: Payload | None = self._forms[kind].read(text)
-        return read_struct(PAYLOAD_TYPES[kind], text) if value is None else value
+        value: Payload | None = self._forms[kind].read(packed)
+        return read_struct(PAYLOAD_TYPES[kind], packed) if value is None else value
 
 
 def _body(kind: MessageType, request_id: int, seconds: int, nanos: int, payload: bytes, version: int) -> bytes:

@@ -159,6 +159,9 @@ class Verifier:
         """Replace the list of revoked token ids."""
         self._revoked = frozenset(ids)
 
+    def is_revoked(self, token_id: str) -> bool:
+        return token_id in self._revoked
+
     def verify(self, request: AuthRequest, wall_now: float) -> Identity | Refusal:
         """Whose token this is. `wall_now` is wall-clock seconds, which expiry is written in."""
         try:

@@ -9,9 +9,11 @@ import struct
 
 from spearpool.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 
-__all__ = ["PREFIX_BYTES", "FrameReader", "frame"]
+__all__ = ["MAX_BODY_BYTES", "PREFIX_BYTES", "FrameReader", "frame", "too_large"]
 
 PREFIX_BYTES = 4
+MAX_BODY_BYTES = 2**32 - 1
+"""What the prefix can say."""
 
 _PREFIX = struct.Struct(">I")
 
@@ -22,11 +24,14 @@ def frame(body: bytes, max_bytes: int) -> bytes:
     if not size:
         raise LocalProtocolError("a frame needs a body; this one is empty")
     if size > max_bytes:
-        raise LocalProtocolError(
-            f"the message has {size} bytes, the limit is {max_bytes}: send less, or raise max_message_size",
-            ErrorCode.TOO_LARGE,
-        )
+        raise too_large(size, max_bytes)
     return _PREFIX.pack(size) + body
+
+
+def too_large(size: int | str, max_bytes: int) -> LocalProtocolError:
+    """The error for a message of that size, or of "at least" one."""
+    words = f"the message has {size} bytes, the limit is {max_bytes}: send less, or raise max_message_size"
+    return LocalProtocolError(words, ErrorCode.TOO_LARGE)
 
 
 class FrameReader:
@@ -50,10 +55,14 @@ class FrameReader:
         """Bytes held and not yet returned. Not 0 at the end of the stream: half a frame is missing."""
         return len(self._buffer) - self._at
 
+    def rest(self) -> bytes:
+        """What is held and not yet returned."""
+        return bytes(memoryview(self._buffer)[self._at :])
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next piece of the stream. The caller may reuse `data` afterwards."""
         if self._at == len(self._buffer):
-            self._buffer = bytes(data)
+            self._buffer = data if type(data) is bytes else bytes(data)
             self._at = 0
             return
         if not isinstance(self._buffer, bytearray):
@@ -65,10 +74,12 @@ class FrameReader:
 
     def next_frame(self) -> bytes | None:
         """The next whole body, or None when more bytes are needed. Raises `RemoteProtocolError`."""
+        buffer = self._buffer
+        held = len(buffer)
         start = self._at + PREFIX_BYTES
-        if len(self._buffer) < start:
+        if held < start:
             return None
-        (size,) = _PREFIX.unpack_from(self._buffer, self._at)
+        (size,) = _PREFIX.unpack_from(buffer, self._at)
         if size > self.max_bytes:
             raise RemoteProtocolError(
                 f"a frame of {size} bytes was announced, the limit here is {self.max_bytes}", ErrorCode.TOO_LARGE
@@ -76,11 +87,10 @@ class FrameReader:
         if not size:
             raise RemoteProtocolError("a frame of 0 bytes was announced; a frame needs a body")
         end = start + size
-        if len(self._buffer) < end:
+        if held < end:
             return None
-        body = bytes(memoryview(self._buffer)[start:end])
         self._at = end
-        if end == len(self._buffer):
+        if end == held:
             self._buffer = b""
             self._at = 0
-        return body
+        return buffer[start:end] if type(buffer) is bytes else bytes(memoryview(buffer)[start:end])

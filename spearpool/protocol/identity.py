@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from .identifiers import InstanceId
 
@@ -20,8 +21,7 @@ class Role(Enum):
     __hash__ = object.__hash__  # see MessageType
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Who is at the other end. `label` is the `instance_id` as given.
 
     An agent has either `instance` (launched by the pool) or `task` (issued token, or a validator's word); a client has

@@ -7,6 +7,7 @@ The annotations are the format: ranges of integers included, they are what a cod
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from typing import Annotated
 
@@ -19,6 +20,7 @@ __all__ = [
     "U8",
     "U32",
     "U64",
+    "U64_MAX",
     "UNSET",
     "AuthRequest",
     "AuthResponse",
@@ -29,6 +31,7 @@ __all__ = [
     "ExecuteResponse",
     "ExecutionMode",
     "ExecutionStatus",
+    "Finite",
     "Heartbeat",
     "HeartbeatStatus",
     "MessageType",
@@ -43,6 +46,7 @@ __all__ = [
     "UnsetType",
 ]
 
+U64_MAX = 2**64 - 1
 
 U8 = Annotated[int, msgspec.Meta(ge=0, le=2**8 - 1)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
@@ -50,7 +54,9 @@ I32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 U64 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """msgspec cannot bound an integer above 2⁶³−1; codecs take the larger ones, up to 2⁶⁴−1, by their own check."""
 Nanos = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
-"""As written. Readers take any u32 and carry what is above into the seconds."""
+"""As written. Readers of version 1 take any u32 and carry what is above into the seconds."""
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""On the wire. A value of ours that is not finite is written as `null`."""
 
 
 class MessageType(Enum):
@@ -68,13 +74,9 @@ class MessageType(Enum):
 
     __hash__ = object.__hash__  # Enum's own is Python code; this one is looked up several times for each message
 
-    @property
-    def code(self) -> int:
+    def __init__(self, _name: str) -> None:
+        self.code = len(type(self).__members__)
         """0 … 8, in the order above."""
-        return _CODES[self]
-
-
-_CODES = {kind: code for code, kind in enumerate(MessageType)}
 
 
 class ExecutionMode(Enum):
@@ -97,12 +99,8 @@ class ExecutionStatus(Enum):
 
     __hash__ = object.__hash__
 
-    @property
-    def final(self) -> bool:
-        return self not in _PASSING
-
-
-_PASSING = frozenset({ExecutionStatus.RECEIVED, ExecutionStatus.STARTED, ExecutionStatus.RUNNING})
+    def __init__(self, name: str) -> None:
+        self.final = name not in {"Received", "Started", "Running"}
 
 
 class HeartbeatStatus(Enum):
@@ -119,8 +117,8 @@ class SignalName(Enum):
     RESTART = "Restart"
 
 
-class _Payload(msgspec.Struct, frozen=True):
-    """Base of all payloads."""
+class _Payload(msgspec.Struct, frozen=True, gc=False):
+    """Base of all payloads. They hold plain values only, never a circle: the collector need not know them."""
 
 
 class Custom(_Payload, frozen=True):
@@ -178,7 +176,7 @@ class ExecuteRequest(_Payload, frozen=True):
 
 
 class ResourceUsage(_Payload, frozen=True):
-    cpu_percent: float | None = None
+    cpu_percent: Finite | None = None
     memory_bytes: U64 | None = None
     disk_read_bytes: U64 | None = None
     disk_write_bytes: U64 | None = None
@@ -262,7 +260,7 @@ PAYLOAD_TYPES: dict[MessageType, type[Payload]] = {
 }
 
 
-class SpearMessage(msgspec.Struct, frozen=True):
+class SpearMessage(msgspec.Struct, frozen=True, gc=False):
     """The envelope. `payload` is the payload's own encoding, still packed; a codec turns it into a `Payload`."""
 
     message_type: MessageType

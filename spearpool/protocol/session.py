@@ -13,9 +13,9 @@ the stream (`receive_data(b"")`) then brings the `Closed` event if it has not co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
-from typing import assert_never
+from typing import Any, ClassVar
 
 from spearpool.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 
@@ -34,11 +34,9 @@ from .messages import (
     HeartbeatStatus,
     MessageType,
     Payload,
-    Signal,
-    SpearMessage,
-    StreamData,
     Timestamp,
 )
+from .negotiation import Encoding, encoding_asked, features
 from .session_events import (
     AuthenticationAnswered,
     AuthenticationRequested,
@@ -48,10 +46,9 @@ from .session_events import (
     Violated,
 )
 from .session_settings import UNAUTHENTICATED_MAX_BYTES, SessionSettings
-from .transitions import LEGAL, ConnectionState, Side, Step, lanes, violation
+from .transitions import ConnectionState, Side, rows, violation
 
 __all__ = [
-    "FEATURES",
     "UNAUTHENTICATED_MAX_BYTES",
     "AuthenticationAnswered",
     "AuthenticationRequested",
@@ -64,9 +61,6 @@ __all__ = [
     "Side",
     "Violated",
 ]
-
-FEATURES = ("execute", "signal", "heartbeat")
-"""What a server of this version says it supports."""
 
 _FIRST_HEARTBEAT = {Side.SERVER: 2**63, Side.AGENT: 3 * 2**62, Side.CLIENT: 3 * 2**62}
 """Ids of our own heartbeats: apart from requests, and from the heartbeats of another spearpool at the other end."""
@@ -85,6 +79,7 @@ class Session:
     """One side of one conversation. `now` is monotonic seconds; `wall_ns` tells the time to write on messages."""
 
     __slots__ = (
+        "_asked",
         "_auth_deadline",
         "_auth_request_id",
         "_close",
@@ -97,6 +92,7 @@ class Session:
         "_now",
         "_outgoing",
         "_reader",
+        "_rows",
         "_says",
         "_sent",
         "_settings",
@@ -120,6 +116,7 @@ class Session:
         self.side = side
         self.codec = codec
         self.peer: Identity | None = None
+        self._asked: Encoding | None = None  # in the AuthRequest
         self._settings = settings
         self._wall_ns = wall_ns
         self._reader = FrameReader(min(UNAUTHENTICATED_MAX_BYTES, settings.max_message_bytes))
@@ -135,6 +132,7 @@ class Session:
         self._heard_at = now  # any byte
         self._used_at = now  # anything but heartbeats
         self._heartbeat_at = inf
+        self._rows = rows(side)
         self._enter(ConnectionState.CONNECTED)
 
     @property
@@ -144,10 +142,7 @@ class Session:
 
     def _enter(self, state: ConnectionState) -> None:
         self.state = state
-        peer = Side.AGENT if self.peer is not None and self.peer.role is Role.AGENT else Side.CLIENT
-        hears, says = lanes(self.side, peer)
-        self._hears = LEGAL[hears][state]
-        self._says = LEGAL[says][state]
+        self._hears, self._says = self._rows[state]
 
     # What comes in
 
@@ -160,10 +155,13 @@ class Session:
             return []
         self._heard_at = now
         events: list[SessionEvent] = []
-        self._reader.feed(data)
+        reader = self._reader
+        reader.feed(data)
         try:
-            while self.state not in _DEAF and (body := self._reader.next_frame()) is not None:
+            while (body := reader.next_frame()) is not None:
                 self._receive(body, events)
+                if self.state in _DEAF:
+                    break
         except RemoteProtocolError as error:
             self._answer_violation(error, 0, events, fatal=True)
         return events
@@ -172,74 +170,75 @@ class Session:
         if self.state is ConnectionState.CLOSED:
             return []
         events: list[SessionEvent] = []
-        if self._close is not None:
-            self._finish(self._close.reason, self._close.detail, events)
-        elif self._reader.buffered:
-            self._finish(CloseReason.LOST, "the stream ended inside a frame", events)
-        else:
-            self._finish(CloseReason.PEER, "", events)
+        half_a_frame = Closed(CloseReason.LOST, "the stream ended inside a frame") if self._reader.buffered else None
+        end = self._close or half_a_frame or Closed(CloseReason.PEER)
+        self._finish(end.reason, end.detail, events)
         return events
 
     def _receive(self, body: bytes, events: list[SessionEvent]) -> None:
-        message = self.codec.decode(body)
-        kind = message.message_type
+        kind, request_id, packed = self.codec.open(body)
         step = self._hears.get(kind)
-        if step is None:
-            wrong = violation(self.state, kind)
+        if step is None or (step.right and self.peer is not None and step.right not in self.peer.rights):
+            wrong = violation(self.state, kind, step)
             error = RemoteProtocolError(f"{kind.value} {wrong.reason}", wrong.code)
-            self._answer_violation(error, message.request_id, events, fatal=wrong.fatal)
-            return
-        if step.right and self.peer is not None and step.right not in self.peer.rights:
-            error = RemoteProtocolError(f"{kind.value} needs the right {step.right!r}", ErrorCode.REFUSED)
-            self._answer_violation(error, message.request_id, events, fatal=False)
+            self._answer_violation(error, request_id, events, fatal=wrong.fatal)
             return
         try:
-            payload = self.codec.decode_payload(message)
+            payload = self.codec.decode_payload(kind, packed)
         except RemoteProtocolError as error:
-            self._answer_violation(error, message.request_id, events, fatal=True)
+            self._answer_violation(error, request_id, events, fatal=True)
             return
-        self._take(message, payload, len(body) + PREFIX_BYTES, step, events)
-
-    def _take(
-        self, message: SpearMessage, payload: Payload, size_bytes: int, step: Step, events: list[SessionEvent]
-    ) -> None:
-        request_id = message.request_id
-        if type(payload) is not Heartbeat:
+        if kind is not MessageType.HEARTBEAT:
             self._used_at = self._now
-        match payload:
-            case ExecuteResponse() | StreamData() | Signal() | ErrorMessage():
-                events.append(Received(message, payload, size_bytes))
-            case ExecuteRequest():
-                if request_id in self._in_flight:
-                    error = RemoteProtocolError(f"request {request_id} is still in flight", ErrorCode.CONFLICT)
-                    self._answer_violation(error, request_id, events, fatal=False)
-                    return
-                if self.side is Side.SERVER:
-                    self._in_flight.add(request_id)
-                events.append(Received(message, payload, size_bytes))
-            case Heartbeat():
-                self._answer_heartbeat(request_id, payload)
-                events.append(Received(message, payload, size_bytes))
-            case AuthRequest():
-                self._auth_request_id = request_id
-                self._enter(step.state)
-                events.append(AuthenticationRequested(request_id, payload, size_bytes))
-            case AuthResponse():
-                events.append(AuthenticationAnswered(payload, size_bytes))
-                if payload.success:
-                    self._authenticated(step.state)
-                else:
-                    self._finish(CloseReason.AUTHENTICATION, payload.error_message or "refused", events)
-            case ConnectionClose():
-                events.append(Received(message, payload, size_bytes))
-                self._finish(CloseReason.PEER, payload.reason, events)
-            case _:
-                assert_never(payload)
+        event = Received(request_id, payload, kind, len(body) + PREFIX_BYTES)
+        take = self._TAKES.get(kind)
+        if take is None:
+            events.append(event)
+        else:
+            take(self, event, payload, events)
 
-    def _answer_heartbeat(self, request_id: int, heartbeat: Heartbeat) -> None:
-        if _FIRST_HEARTBEAT[self.side] <= request_id < self._next_heartbeat_id:
-            return  # this one *is* the answer, to one of ours
-        self._queue(MessageType.HEARTBEAT, self._heartbeat(heartbeat.sequence), request_id)
+    def _take_execute_request(self, event: Received, _request: ExecuteRequest, events: list[SessionEvent]) -> None:
+        if event.request_id in self._in_flight:
+            error = RemoteProtocolError(f"request {event.request_id} is still in flight", ErrorCode.CONFLICT)
+            self._answer_violation(error, event.request_id, events, fatal=False)
+            return
+        if self.side is Side.SERVER:
+            self._in_flight.add(event.request_id)
+        events.append(event)
+
+    def _take_heartbeat(self, event: Received, heartbeat: Heartbeat, events: list[SessionEvent]) -> None:
+        number = event.request_id
+        if not _FIRST_HEARTBEAT[self.side] <= number < self._next_heartbeat_id:  # else it answers one of ours
+            self._queue(MessageType.HEARTBEAT, self._heartbeat(heartbeat.sequence), number)
+        events.append(event)
+
+    def _take_auth_request(self, event: Received, request: AuthRequest, events: list[SessionEvent]) -> None:
+        self._auth_request_id = event.request_id
+        self._asked = encoding_asked(request)
+        self._enter(self._hears[event.message_type].state)
+        events.append(AuthenticationRequested(event.request_id, request, event.size_bytes))
+
+    def _take_auth_response(self, event: Received, response: AuthResponse, events: list[SessionEvent]) -> None:
+        events.append(AuthenticationAnswered(response, event.size_bytes))
+        if not response.success:
+            self._finish(CloseReason.AUTHENTICATION, response.error_message or "refused", events)
+            return
+        if self._asked is not None and self._asked.feature in response.supported_features:
+            self.codec = self._asked.codec
+        self._authenticated(self._hears[event.message_type].state)
+
+    def _take_close(self, event: Received, close: ConnectionClose, events: list[SessionEvent]) -> None:
+        events.append(event)
+        self._finish(CloseReason.PEER, close.reason, events)
+
+    _TAKES: ClassVar[Mapping[MessageType, Callable[[Session, Received, Any, list[SessionEvent]], None]]] = {
+        MessageType.EXECUTE_REQUEST: _take_execute_request,
+        MessageType.HEARTBEAT: _take_heartbeat,
+        MessageType.AUTH_REQUEST: _take_auth_request,
+        MessageType.AUTH_RESPONSE: _take_auth_response,
+        MessageType.CONNECTION_CLOSE: _take_close,
+    }
+    """What is done with those that are not simply handed over as `Received`."""
 
     def _heartbeat(self, sequence: int) -> Heartbeat:
         return Heartbeat(Timestamp.from_ns(self._wall_ns()), sequence, HeartbeatStatus.ACTIVE)
@@ -254,11 +253,8 @@ class Session:
 
     def _say_error(self, code: ErrorCode, text: str, request_id: int = 0) -> None:
         if MessageType.ERROR in self._says:
-            self._queue(
-                MessageType.ERROR,
-                ErrorMessage(code, text[:_MAX_ERROR_CHARS], related_request_id=request_id or None),
-                request_id,
-            )
+            error = ErrorMessage(code, text[:_MAX_ERROR_CHARS], related_request_id=request_id or None)
+            self._queue(MessageType.ERROR, error, request_id)
 
     def _finish(self, reason: CloseReason, detail: str, events: list[SessionEvent]) -> None:
         self._in_flight.clear()
@@ -276,9 +272,8 @@ class Session:
         step = self._says.get(kind)
         if step is None or kind in _OWN_METHODS:
             hint = f": use {_OWN_METHODS[kind]}" if kind in _OWN_METHODS else ""
-            raise LocalProtocolError(
-                f"a {self.side.value} may not send {kind.value} when {self.state.value}{hint}", ErrorCode.CONFLICT
-            )
+            words = f"a {self.side.value} may not send {kind.value} when {self.state.value}{hint}"
+            raise LocalProtocolError(words, ErrorCode.CONFLICT)
         heartbeat = kind is MessageType.HEARTBEAT
         number = request_id
         if number is None:
@@ -294,21 +289,22 @@ class Session:
             self._used_at = self._now
         if step.state is not self.state:
             self._enter(step.state)
+            if isinstance(payload, AuthRequest):
+                self._asked = encoding_asked(payload)
         return number
 
     def _queue(
         self, kind: MessageType, payload: Payload, request_id: int, max_bytes: int = UNAUTHENTICATED_MAX_BYTES
     ) -> None:
         # The default is for what the session says by itself: small, and never to fail because of the limits.
-        data = frame(self.codec.encode(payload, request_id, self._wall_ns()), max_bytes)
+        data = frame(self.codec.encode(payload, request_id, self._wall_ns(), max_bytes), max_bytes)
         self._outgoing.append(data)
         self._sent.append((kind, len(data)))
 
     def data_to_send(self) -> bytes:
         """Everything queued since the last call."""
-        data = b"".join(self._outgoing)
-        self._outgoing.clear()
-        return data
+        frames, self._outgoing = self._outgoing, []
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def take_sent(self) -> list[tuple[MessageType, int]]:
         """Type and frame size of every message queued since the last call."""
@@ -319,8 +315,11 @@ class Session:
 
     def accept(self, identity: Identity, session_id: str, server_version: str) -> None:
         """Server: say yes to the pending AuthRequest. Raises `LocalProtocolError` when there is none."""
-        self._answer_authentication(AuthResponse(True, None, session_id, server_version, list(FEATURES)))
+        self._answer_authentication(AuthResponse(True, None, session_id, server_version, features(self._asked)))
+        if self._asked is not None:
+            self.codec = self._asked.codec
         self.peer = identity
+        self._rows = rows(self.side, Side.AGENT if identity.role is Role.AGENT else Side.CLIENT)
         self._authenticated(ConnectionState.AUTHENTICATED)
         self._heartbeat_at = self._now + self._settings.heartbeat_interval_s
 
@@ -332,9 +331,8 @@ class Session:
 
     def _answer_authentication(self, response: AuthResponse) -> None:
         if self.side is not Side.SERVER or MessageType.AUTH_RESPONSE not in self._says:
-            raise LocalProtocolError(
-                f"a {self.side.value} has no AuthRequest to answer when {self.state.value}", ErrorCode.CONFLICT
-            )
+            words = f"a {self.side.value} has no AuthRequest to answer when {self.state.value}"
+            raise LocalProtocolError(words, ErrorCode.CONFLICT)
         self._queue(MessageType.AUTH_RESPONSE, response, self._auth_request_id)
 
     def _authenticated(self, state: ConnectionState) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from spearpool.errors import RemoteProtocolError
 
 from .events import CloseReason
-from .messages import AuthRequest, AuthResponse, Payload, SpearMessage
+from .messages import AuthRequest, AuthResponse, MessageType, Payload
 
 __all__ = [
     "AuthenticationAnswered",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-class _Event(msgspec.Struct, frozen=True):
+class _Event(msgspec.Struct, frozen=True, gc=False):
     """Base of the events of a session."""
 
 
@@ -44,8 +44,9 @@ class AuthenticationAnswered(_Event, frozen=True):
 class Received(_Event, frozen=True):
     """A legal message. Heartbeats have been answered already; after a ConnectionClose follows `Closed`."""
 
-    message: SpearMessage
+    request_id: int
     payload: Payload
+    message_type: MessageType
     size_bytes: int
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:  # an agent shall not pay for loading it
     from spearpool.config import ConnectionManagerConfig
@@ -14,8 +15,7 @@ UNAUTHENTICATED_MAX_BYTES = 64 * 1024
 """Limit of a frame until authentication."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
+class SessionSettings(msgspec.Struct, frozen=True):
     """Seconds and bytes; `inf` switches a time limit off."""
 
     auth_timeout_s: float

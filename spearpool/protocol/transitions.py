@@ -20,7 +20,19 @@ from spearpool.errors import ErrorCode
 
 from .messages import MessageType
 
-__all__ = ["LEGAL", "VIOLATIONS", "ConnectionState", "Lane", "Side", "Step", "Violation", "lanes", "violation"]
+__all__ = [
+    "LEGAL",
+    "VIOLATIONS",
+    "ConnectionState",
+    "Lane",
+    "Rows",
+    "Side",
+    "Step",
+    "Violation",
+    "lanes",
+    "rows",
+    "violation",
+]
 
 
 class Side(Enum):
@@ -164,7 +176,25 @@ def lanes(side: Side, peer: Side = Side.CLIENT) -> tuple[Lane, Lane]:
             return Lane.CLIENT_TO_SERVER, Lane.SERVER_TO_CLIENT
 
 
-def violation(state: ConnectionState, kind: MessageType) -> Violation:
-    """What an illegal message of this type costs in this state."""
+Rows = dict[ConnectionState, tuple[dict[MessageType, Step], dict[MessageType, Step]]]
+"""By state, what we may hear and what we may say: two rows of `LEGAL`."""
+
+_ROWS: dict[tuple[Side, Side], Rows] = {
+    (side, peer): {state: (LEGAL[hears][state], LEGAL[says][state]) for state in ConnectionState}
+    for side in Side
+    for peer in (Side.AGENT, Side.CLIENT)
+    for hears, says in (lanes(side, peer),)
+}
+
+
+def rows(side: Side, peer: Side = Side.CLIENT) -> Rows:
+    """The table as one side sees it. `peer`, who is at the other end, matters to a server only."""
+    return _ROWS[side, peer]
+
+
+def violation(state: ConnectionState, kind: MessageType, step: Step | None = None) -> Violation:
+    """What a message of this type costs in this state; it is illegal, or the peer lacks the right for its `step`."""
+    if step is not None:
+        return Violation(ErrorCode.REFUSED, f"needs the right {step.right!r}", fatal=False)
     costs = VIOLATIONS[state]
     return costs.get(kind) or costs[None]

@@ -9,12 +9,12 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from spearpool.errors import PoolError
+from spearpool.errors import ConfigError, PoolError
 from spearpool.protocol.credentials import RIGHTS
 
 from .keys import Keys
 
-__all__ = ["issue_token", "seconds_of"]
+__all__ = ["issue_token", "number_of", "seconds_of"]
 
 _MAX_NAME_BYTES = 128
 
@@ -26,6 +26,14 @@ def seconds_of(arguments: Arguments, name: str) -> float | None:
     value = arguments.get(name)
     if value is not None and (not isinstance(value, int | float) or not 0 <= value < math.inf):
         raise PoolError(f"{name} = {value!r}: expected a finite number of seconds, 0 or more")
+    return value
+
+
+def number_of(arguments: Arguments, name: str) -> int:
+    """A whole number that must be given. Raises `ConfigError`."""
+    value = arguments.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(name, value, "a whole number")
     return value
 
 

@@ -10,12 +10,16 @@ both ends; no path, no name, and nothing to clean up when one of them dies: the 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 
 from spearpool.channel import ChannelClosed
 from spearpool.errors import PoolStartError
+from spearpool.processes import ProcessIdentity, pidfd_open
 from spearpool.worker.control import FromWorker, Leave, Link, Setup, SupervisorEnd, ToWorker, supervisor_end
 
 from .warden import Warden
@@ -31,8 +35,9 @@ class Member:
     seat: int
     incarnation: int
     channel: SupervisorEnd
-    pid: int | None = None
+    process: ProcessIdentity | None = None
     ready: bool = False
+    linked: set[int] = field(default_factory=set)
 
 
 def worker_launch(incarnation: int) -> int:
@@ -73,11 +78,11 @@ class Crew:
             self._warden.spawn_worker(worker_launch(setup.incarnation), theirs, f"{setup.slot} [{self._pool}]")
         self._loop.add_reader(channel.fileno(), self._receive, member)
 
-    def launched(self, incarnation: int, pid: int) -> Member | None:
+    def launched(self, incarnation: int, process: ProcessIdentity) -> Member | None:
         """The warden has forked it."""
         member = self._members.get(incarnation)
         if member is not None:
-            member.pid = pid
+            member.process = process
         return member
 
     def exited(self, incarnation: int) -> Member | None:
@@ -85,6 +90,7 @@ class Crew:
         member = self._members.pop(incarnation, None)
         if member is not None:
             self._hang_up(member)
+            self._link()  # its heir takes its place among the others
         return member
 
     def get(self, incarnation: int) -> Member | None:
@@ -102,20 +108,52 @@ class Crew:
         if member.channel.wants_write:
             self._loop.add_writer(member.channel.fileno(), self._flush, member)
 
+    def signal(self, member: Member, number: signal.Signals) -> None:
+        """Send a signal to the process, and to no other one that has its pid by now."""
+        if member.process is None:
+            return
+        with suppress(ProcessLookupError):
+            pidfd = pidfd_open(member.process)
+            try:
+                signal.pidfd_send_signal(pidfd, number)
+            finally:
+                os.close(pidfd)
+
     def broadcast(self, record: ToWorker) -> None:
         """To every worker; one that is still starting finds it behind its `Setup`."""
         for member in self:
             self.send(member, record)
 
     def connect(self, newcomer: Member) -> None:
-        """Mark a worker ready and link it with every other ready one."""
+        """Mark a worker ready, and link it."""
         newcomer.ready = True
-        for other in self:
-            if other.ready and other.slot != newcomer.slot:
-                ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                with ends[0], ends[1]:
-                    self.send(newcomer, Link(other.slot, other.seat, other.incarnation), [ends[0].fileno()])
-                    self.send(other, Link(newcomer.slot, newcomer.seat, newcomer.incarnation), [ends[1].fileno()])
+        self._link()
+
+    def _link(self) -> None:
+        """Make the links that are missing: between the elders of all slots, and of an elder with its heir.
+
+        A worker has one link to each slot, and a new one ends the old: an heir that were linked with everybody at once
+        would cut off its predecessor, which may still run executions of theirs. So it takes over the links, too.
+        """
+        ready = [member for member in self if member.ready]
+        elders: dict[int, Member] = {}
+        for member in ready:
+            elders.setdefault(member.slot, member)
+        for place, one in enumerate(ready):
+            for other in ready[:place]:
+                both_elders = elders[one.slot] is one and elders[other.slot] is other
+                if other.incarnation not in one.linked and (both_elders or one.slot == other.slot):
+                    one.linked.add(other.incarnation)
+                    self._join(one, other)
+
+    def _join(self, one: Member, other: Member) -> None:
+        """With a stream for messages, and a channel for hand-over."""
+        kinds = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        with ExitStack() as stack:
+            pairs = [[stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, kind)] for kind in kinds]
+            ours, theirs = ([end.fileno() for end in ends] for ends in zip(*pairs, strict=True))
+            self.send(one, Link(other.slot, other.seat, other.incarnation), ours)
+            self.send(other, Link(one.slot, one.seat, one.incarnation), theirs)
 
     def dismiss(self) -> None:
         """Tell all workers to leave."""

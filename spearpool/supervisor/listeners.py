@@ -3,7 +3,9 @@
 The first socket is bound *exclusively* and listens before SO_REUSEPORT is set on it: a server that is there already is
 an error, never a silent sharer, and of two pools that start at once one loses (two exclusive binds both succeed, the
 second `listen` does not). Then the others join in slot order: a socket's index in the kernel's group is the order of
-`listen`. The supervisor keeps all of them open for good, so a killed worker's accept queue waits for its heir.
+`listen`, and `steering` tells the kernel which of them get connections. The supervisor keeps all of them open for good,
+so a killed worker's accept queue waits for its heir; one is closed only when its slot, the highest, is removed: the
+kernel moves its last member into the place of one that goes.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import socket
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from spearpool.config import PORTS
-from spearpool.errors import PoolStartError
+from spearpool.errors import PoolError, PoolStartError
 
-__all__ = ["Listeners", "open_listeners"]
+from .steering import Steering, found_group
+
+__all__ = ["Listeners", "adopt_listener", "open_listeners"]
 
 _UNACKED_OFFSET = 24
 """Offset of `tcpi_unacked` in `struct tcp_info`; on a listening socket it is the length of the accept queue."""
@@ -27,18 +32,37 @@ _LISTEN_STATE = "0A"
 
 
 class Listeners:
-    """The open sockets, in slot order, and their common address."""
+    """The open sockets, in slot order, their common address, and how new connections are steered to them."""
 
     def __init__(self, host: str, port: int, sockets: list[socket.socket]) -> None:
         self.host = host
         self.port = port
         self.sockets = sockets
+        self.steering = Steering(sockets[0])
 
     def accept_queue(self, slot: int) -> int:
         """How many connections wait to be accepted by the slot's worker."""
         info = self.sockets[slot].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_OFFSET + 4)
         (waiting,) = struct.unpack_from("=I", info, _UNACKED_OFFSET)
         return int(waiting)
+
+    def grow(self, count: int, backlog: int) -> None:
+        """Open more sockets at the end, until there are `count`. Raises `PoolError`, and opens none then."""
+        first = self.sockets[0]
+        added: list[socket.socket] = []
+        try:
+            while len(self.sockets) + len(added) < count:
+                added.append(_join_group(first, backlog))
+        except OSError as error:
+            for sock in added:
+                sock.close()
+            raise PoolError(f"cannot open another listening socket: {error.strerror}") from None
+        self.sockets += added
+
+    def remove_last(self) -> None:
+        """Close the last socket, which nobody may be steered to any more; the first one stays."""
+        assert len(self.sockets) > 1
+        self.sockets.pop().close()
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -62,31 +86,77 @@ def open_listeners(host: str, port: int, count: int, backlog: int, ports: Iterab
             if error.errno == errno.EADDRINUSE and not port:
                 continue
             raise PoolStartError(_explain(error, host, candidate)) from None
-        return Listeners(host, candidate, sockets)
+        listeners = Listeners(host, candidate, sockets)
+        listeners.steering.steer(range(count))
+        return listeners
     raise PoolStartError(f"no free port on {host} among {candidates[0]} to {candidates[-1]}; name one with --port")
 
 
-def _open_group(family: int, address: tuple[object, ...], count: int, backlog: int) -> list[socket.socket]:
+def adopt_listener(given: socket.socket, count: int, backlog: int, port: int) -> Listeners:
+    """Make a socket that listens already the first of `count`; the others join it. It is ours afterwards, or closed.
+
+    `port` is what the configuration asks for, 0 if nothing. Raises `PoolStartError` saying what to set.
+    """
+    host, bound = given.getsockname()[:2]
+    sockets = [given]
+    try:
+        if port not in {0, bound}:
+            raise PoolStartError(f"the socket that was given listens on port {bound}, but pool.port is {port}")
+        given.setblocking(False)
+        given.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        while len(sockets) < count:
+            sockets.append(_join_group(given, backlog))
+    except (OSError, PoolStartError) as error:
+        why = _explain_lonely(given, bound, error) if isinstance(error, OSError) else str(error)
+        for sock in sockets:
+            sock.close()
+        raise PoolStartError(why) from None
+    listeners = Listeners(host, bound, sockets)
+    listeners.steering.steer(range(count))
+    return listeners
+
+
+def _open_group(family: int, address: Any, count: int, backlog: int) -> list[socket.socket]:
     """All sockets of the group, or none: raises OSError."""
     sockets: list[socket.socket] = []
     try:
-        for index in range(count):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # what was asked for, whatever the system's default
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if index:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(address)
-            sock.listen(backlog)
-            if not index:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sockets.append(_bound(family, address, shared=False))
+        found_group(sockets[0])
+        sockets[0].listen(backlog)
+        sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        while len(sockets) < count:
+            sockets.append(_join_group(sockets[0], backlog))
     except OSError:
         for sock in sockets:
             sock.close()
         raise
     return sockets
+
+
+def _join_group(first: socket.socket, backlog: int) -> socket.socket:
+    v6_only = first.family == socket.AF_INET6 and first.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    sock = _bound(first.family, first.getsockname(), shared=True, v6_only=bool(v6_only))
+    try:
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(family: int, address: Any, *, shared: bool, v6_only: bool = True) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # what was asked for, whatever the system's default
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _explain(error: OSError, host: str, port: int) -> str:
@@ -99,6 +169,15 @@ def _explain(error: OSError, host: str, port: int) -> str:
             return f"{host} is not an address of this machine; expected one of its own, 127.0.0.1 or 0.0.0.0"
         case _:
             return f"cannot listen on {host} port {port}: {error.strerror}"
+
+
+def _explain_lonely(given: socket.socket, port: int, error: OSError) -> str:
+    """Why no second socket can be opened beside the one that was given, and what helps."""
+    owner, us = os.fstat(given.fileno()).st_uid, os.geteuid()
+    words = f"no second socket may join the one that was given on port {port} ({error.strerror})"
+    if owner != us:
+        return f"{words}: uid {owner} opened it, and we are uid {us}; have the service run as that user, or --workers 1"
+    return f"{words}: set ReusePort=yes in the socket unit, or start with --workers 1"
 
 
 def _holder_of(port: int) -> str:

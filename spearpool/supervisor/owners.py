@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from spearpool.errors import SegmentError
 from spearpool.metrics.instances_table import InstancesTable
-from spearpool.protocol.identifiers import ConnectionId, InstanceId
+from spearpool.protocol.identifiers import InstanceId
 from spearpool.worker.control import Claim, Disown, ExternalAgent, ExternalRow, Released, RowCleared
 
 from .crew import Crew, Member
@@ -21,8 +21,12 @@ __all__ = ["Owners"]
 
 @dataclass(slots=True)
 class _Owner:
+    """`incarnation` is that of the worker which has the connection; its id only says which one accepted it."""
+
     generation: int
     connection: int
+    incarnation: int
+    authenticated_ns: int
 
 
 class Owners:
@@ -34,14 +38,18 @@ class Owners:
         self._owners: dict[int, _Owner] = {}
         self._external: dict[str, InstanceId] = {}
 
-    def claim(self, claim: Claim) -> bool:
-        """An agent authenticated at a worker; whoever had it before closes its connection."""
+    def claim(self, claim: Claim, member: Member) -> bool:
+        """An agent authenticated at a worker, or its connection was handed to it; the older of two is closed."""
         if not self._table.is_alive(claim.row, claim.generation):
             return False
         before = self._owners.get(claim.row)
+        owner = _Owner(claim.generation, claim.connection, member.incarnation, claim.authenticated_ns)
         if before is not None and before.connection != claim.connection:
+            if owner.authenticated_ns < before.authenticated_ns:  # it was on its way while the agent dialled again
+                self._disown(claim.row, owner)
+                return False
             self._disown(claim.row, before)
-        self._owners[claim.row] = _Owner(claim.generation, claim.connection)
+        self._owners[claim.row] = owner
         self._table.set_owner(claim.row, claim.connection)
         return True
 
@@ -59,7 +67,7 @@ class Owners:
         """A worker is gone, and with it the connections of these instances; those that live will come again."""
         lost = []
         for row, owner in list(self._owners.items()):
-            if ConnectionId.unpack(owner.connection).incarnation == member.incarnation:
+            if owner.incarnation == member.incarnation:
                 del self._owners[row]
                 self._table.set_owner(row, 0)
                 self._close_external(row, owner.generation)
@@ -71,11 +79,12 @@ class Owners:
         self._owners.pop(instance.row, None)
         self._crew.broadcast(RowCleared(instance.row, instance.generation))
 
-    def connection_of(self, instance: InstanceId) -> ConnectionId | None:
+    def member_of(self, instance: InstanceId) -> Member | None:
+        """The worker that has the instance's agent."""
         owner = self._owners.get(instance.row)
         if owner is None or owner.generation != instance.generation:
             return None
-        return ConnectionId.unpack(owner.connection)
+        return self._crew.get(owner.incarnation)
 
     def admit(self, member: Member, agent: ExternalAgent, task_index: int) -> None:
         """Give an agent that somebody else started a row, in place of the one it may have had."""
@@ -98,6 +107,6 @@ class Owners:
                 self._table.close_row(row)
 
     def _disown(self, row: int, owner: _Owner) -> None:
-        member = self._crew.get(ConnectionId.unpack(owner.connection).incarnation)
+        member = self._crew.get(owner.incarnation)
         if member is not None:
             self._crew.send(member, Disown(row, owner.generation, owner.connection))

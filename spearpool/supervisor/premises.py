@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spearpool import __version__
 from spearpool.config import Settings
 from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import Layout
 from spearpool.metrics.segment import Segment, plan_ring_records, sweep
 from spearpool.processes import ProcessIdentity
-from spearpool.runtime_dir import RuntimeDir, StateDir
+from spearpool.runtime_dir import Endpoints, PoolDescription, RuntimeDir, StateDir
 
 from .keys import Keys
-from .listeners import Listeners, open_listeners
+from .listeners import Listeners, adopt_listener, open_listeners
 
 __all__ = ["Premises", "open_premises"]
 
@@ -39,11 +41,37 @@ class Premises:
     identity: ProcessIdentity
     epoch: int
 
+    def describe(self, endpoints: Endpoints) -> PoolDescription:
+        """What others find the pool by."""
+        return PoolDescription(
+            name=self.runtime_dir.name,
+            pid=self.identity.pid,
+            start_ticks=self.identity.start_ticks,
+            host=self.listeners.host,
+            port=self.listeners.port,
+            endpoints=endpoints,
+            segment=str(self.segment.path),
+            epoch=self.epoch,
+            runtime_dir=str(self.runtime_dir.path),
+            version=__version__,
+            workers=len(self.listeners.sockets),
+        )
+
+    def renew_client_token(self) -> float:
+        """Write a fresh `client.token`; the seconds until the next one (half its life)."""
+        now = time.time()
+        token, expires = self.keys.for_client("client.token", now)
+        self.runtime_dir.write_client_token(token)
+        return (expires - now) / 2
+
 
 @contextlib.contextmanager
-def open_premises(settings: Settings, runtime_dir: RuntimeDir, state: StateDir) -> Iterator[Premises]:
+def open_premises(
+    settings: Settings, runtime_dir: RuntimeDir, state: StateDir, given: socket.socket | None = None
+) -> Iterator[Premises]:
     """Take the pool's name, sweep what a killed pool of that name left, and open everything.
 
+    `given` is a socket that listens already, to be the first one; it is ours once the name is taken.
     Raises `PoolError` (name or port taken, directory not ours) or `SegmentError` (memory filesystem too small).
     """
     log = get_logger("premises")
@@ -60,7 +88,11 @@ def open_premises(settings: Settings, runtime_dir: RuntimeDir, state: StateDir) 
             log.info("removed the segment of a pool that was killed", path=str(path))
         keys = Keys.open(state, settings.security.token_ttl_s)
         pool = settings.pool
-        listeners = open_listeners(pool.host, pool.port, pool.workers, settings.connections.backlog)
+        backlog = settings.connections.backlog
+        if given is None:
+            listeners = open_listeners(pool.host, pool.port, pool.workers, backlog)
+        else:
+            listeners = adopt_listener(given, pool.workers, backlog, pool.port)
         stack.callback(listeners.close)
         tasks = list(settings.tasks)
         records = plan_ring_records(directory, pool.slots, tasks, settings.monitoring.metrics_buffer_size)

@@ -11,9 +11,9 @@ from typing import Any
 from spearpool import __version__
 from spearpool.config import Settings
 from spearpool.metrics.instances_table import InstanceRow
-from spearpool.metrics.layout import ExecutionStage, InstanceStage
 from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.seat import Board, Seat
+from spearpool.metrics.vocabulary import ROW_STAGES, ExecutionStage, InstanceStage
 from spearpool.protocol.identifiers import ConnectionId
 
 from .premises import Premises
@@ -47,7 +47,7 @@ class Report:
         self._rollup = rollup
         self._started_at = started_at
         self._board = Board(premises.segment)
-        self._seats = [Seat(premises.segment, index) for index in range(2 * settings.pool.workers)]
+        self._seats = [Seat(premises.segment, index) for index in range(2 * settings.pool.slots)]
 
     def status(self, state: str) -> Document:
         """The `status` document; its keys are a contract."""
@@ -61,12 +61,25 @@ class Report:
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "host": listeners.host,
             "port": listeners.port,
+            "steering": listeners.steering.status,
             "workers": self.workers(),
             "tasks": self._tasks(instances),
             "instances": instances,
             "totals": self._rollup.totals(),
-            "warnings": self._staff.warnings(),
+            "warnings": self.warnings(),
         }
+
+    def summary(self) -> str:
+        """The pool in a line, as a service manager shows it."""
+        listeners, views = self._premises.listeners, self._roster.snapshot().slots
+        ready = sum(view.state == "ready" for view in views)
+        return f"{ready} of {len(views)} workers ready on {listeners.host}:{listeners.port}"
+
+    def warnings(self) -> list[str]:
+        """What a user should know although the pool runs."""
+        steering = self._premises.listeners.steering.status
+        spread = [f"connections may go to workers that are not ready: {steering}"] if steering != "bpf" else []
+        return [*self._staff.warnings(), *spread]
 
     def workers(self) -> list[Document]:
         return [
@@ -97,7 +110,7 @@ class Report:
             "task": row.task,
             "pid": row.pid or None,
             "state": "busy" if state == "ready" and in_flight else state,
-            "worker": ConnectionId.unpack(row.owner).slot if row.owner else None,
+            "worker": self._worker(row),
             "started_s": round(requested_ns / 1e9 + offset_s, 3) if requested_ns else None,
             "limits": [
                 {
@@ -114,10 +127,18 @@ class Report:
             "restarts": row.restarts,
             "stages_ms": {
                 stage.name.lower(): round((row.stages_ns[stage] - requested_ns) / 1e6, 3)
-                for stage in InstanceStage
+                for stage in ROW_STAGES
                 if row.stages_ns[stage] and requested_ns
             },
         }
+
+    def _worker(self, row: InstanceRow) -> int | None:
+        """The slot of the worker that has the agent: what its seat says, else who accepted the connection."""
+        for seat in self._seats:
+            generation, connections, _ = seat.agent(row.instance.row)
+            if row.owner and connections and generation == row.instance.generation:
+                return seat.index // 2
+        return ConnectionId.unpack(row.owner).slot if row.owner else None
 
     def _in_flight(self, row: InstanceRow) -> int:
         """What all workers together have in flight at an instance."""

@@ -2,33 +2,31 @@
 
 `handle(event, now, random)` takes what happened and returns what to do; nothing here forks, waits or reads a clock. The
 caller performs the actions in order, and calls again with `Tick` at `next_deadline()`. The events and actions are those
-of `roster_moves`, and can be had from here.
+of `roster_moves`; what holds for each slot alone (seats, failures, back-off) is in `slot`.
 
-A **slot** wants one worker as long as the pool is meant to run. Each slot has two **seats** (2 × slot and 2 × slot + 1
-in the segment). An *heir* takes the seat that its predecessor does not hold, and a seat is free only once the *exit* of
-its occupant was seen: two writers on one seat would ruin its counters. So a worker that was killed but has not been
-reaped yet does not delay its heir, and if both seats are held the slot waits. **Incarnations** number all workers of
-the pool, from 1 and strictly upwards; every event names one, and an event of a worker that is gone already (its last
-words may be read after its exit) is ignored.
-
-A worker's **end** counts as a failure when it was not ready yet or had been for less than `settled_s`. Failures in a
-row delay the heir (capped back-off with full jitter) and open the slot's breaker; any other end brings the heir at
-once. While the pool is *starting*, a worker that cannot start makes the whole start fail instead.
+**Incarnations** number all workers of the pool, from 1 and strictly upwards; every event names one, and an event of a
+worker that is gone already (its last words may be read after its exit) is ignored. While the pool is *starting*, a
+worker that cannot start makes the whole start fail; later it is replaced.
 
     pool    STARTING ─ all ready ─► RUNNING ─ StopRequested ─► DRAINING ─ all drained ─► DRAINED
             ─ LeaveRequested ─► LEAVING ─ all exits ─► GONE
             a start that fails: STARTING ─ GiveUp, all killed ─► FAILED ─ all exits ─► GONE
-    worker  STARTING ─► READY ─► DRAINING ─► DRAINED ─► LEAVING;  from each of them to KILLED;  its exit removes it
+
+While it is *running*, workers are also replaced as planned (**renewals**: a reload, one that was asked to leave, one
+that has met a limit on its life), one at a time: `Renewing`, then the heir is spawned beside it, is ready, the old one
+empties itself, leaves, `Renewed`. If the heir cannot take over, the old one stays and the renewals that wait are off.
+Slots are added at the top, and removed from there; when a stop is requested, it goes on with whoever is there then.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
-from spearpool.backoff import Backoff, Breaker
 from spearpool.instances.lifecycle import describe_exit
 from spearpool.worker.control import EXIT_CANNOT_START
 
@@ -39,11 +37,24 @@ from .roster_moves import (
     AllReady,
     Drain,
     Drained,
+    Emptied,
+    Empty,
     Event,
     GiveUp,
+    Hung,
     Kill,
     Leave,
     LeaveRequested,
+    Measured,
+    OfWorker,
+    QueuesSeen,
+    ReloadRequested,
+    RenewalFailed,
+    Renewed,
+    Renewing,
+    RenewRequested,
+    ScaleRequested,
+    SlotRemoved,
     Spawn,
     SpawnFailed,
     Started,
@@ -53,34 +64,9 @@ from .roster_moves import (
     WorkerExited,
     WorkerReady,
 )
+from .slot import JITTER, Slot, SlotView, Worker, WorkerPolicy, WorkerState
 
-__all__ = [
-    "Action",
-    "AllDrained",
-    "AllGone",
-    "AllReady",
-    "Drain",
-    "Drained",
-    "Event",
-    "GiveUp",
-    "Kill",
-    "Leave",
-    "LeaveRequested",
-    "PoolState",
-    "Roster",
-    "RosterPolicy",
-    "RosterView",
-    "SlotView",
-    "Spawn",
-    "SpawnFailed",
-    "StartFailed",
-    "Started",
-    "StopRequested",
-    "Tick",
-    "WorkerExited",
-    "WorkerReady",
-    "WorkerState",
-]
+__all__ = ["PoolState", "Roster", "RosterView"]
 
 
 class PoolState(Enum):
@@ -93,46 +79,21 @@ class PoolState(Enum):
     GONE = "gone"
 
 
-class WorkerState(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    DRAINED = "drained"
-    LEAVING = "leaving"
-    KILLED = "killed"
-
-
 _MEANT_TO_RUN = frozenset({PoolState.STARTING, PoolState.RUNNING})
-_SERVING = frozenset({WorkerState.STARTING, WorkerState.READY})
 
 
-@dataclass(frozen=True, slots=True)
-class RosterPolicy:
-    """How long a worker may take, and how failures are answered.
+_UNDRAINED = frozenset({WorkerState.READY, WorkerState.EMPTYING, WorkerState.DRAINING})
 
-    The back-off is short because a slot without a worker keeps accepted connections waiting, and a fork is cheap.
-    """
-
-    ready_timeout_s: float = 30.0
-    settled_s: float = 10.0
-    drain_grace_s: float = 1.0
-    backoff: Backoff = Backoff(base_s=0.02, cap_s=1.0)
-    breaker_limit: int = 10
-    breaker_window_s: float = 30.0
-    breaker_open_s: float = 5.0
+_GOLDEN = 0.6180339887
+"""Multiples of it spread over [0, 1) evenly, however many there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    """A slot as `status` shows it. Without a worker, `state` is `waiting` (for its heir) or `empty`."""
+class _Renewal(NamedTuple):
+    """`cause` follows the worker's name in a log."""
 
     slot: int
-    state: str
-    seat: int | None
-    incarnation: int | None
-    pid: int | None
-    restarts: int
-    last_end: str
+    incarnation: int
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,53 +102,23 @@ class RosterView:
     slots: tuple[SlotView, ...]
 
 
-@dataclass(slots=True)
-class _Worker:
-    slot: int
-    seat: int
-    incarnation: int
-    deadline: float
-    state: WorkerState = WorkerState.STARTING
-    pid: int | None = None
-    ready_at: float | None = None
-    complaint: str = ""
-
-
-@dataclass(slots=True)
-class _Slot:
-    number: int
-    breaker: Breaker
-    spawn_at: float
-    last_parity: int = 1
-    failures: int = 0
-    restarts: int = 0
-    last_end: str = ""
-    workers: list[_Worker] = field(default_factory=list)
-
-    def find(self, incarnation: int) -> _Worker | None:
-        return next((worker for worker in self.workers if worker.incarnation == incarnation), None)
-
-    def free_seat(self) -> int | None:
-        """The seat that the last worker did not have, if it is free, else its own, else None."""
-        held = {worker.seat for worker in self.workers}
-        for parity in (1 - self.last_parity, self.last_parity):
-            if 2 * self.number + parity not in held:
-                return 2 * self.number + parity
-        return None
-
-
 class Roster:
     """Starts empty; the first event (a `Tick`) spawns a worker for every slot."""
 
-    def __init__(self, slots: int, policy: RosterPolicy, now: float) -> None:
+    def __init__(self, slots: int, policy: WorkerPolicy, now: float) -> None:
         self._policy = policy
         self._state = PoolState.STARTING
         self._next_incarnation = 1
-        self._slots = [
-            _Slot(number, Breaker(policy.breaker_limit, policy.breaker_window_s, policy.breaker_open_s), spawn_at=now)
-            for number in range(slots)
-        ]
+        self._slots = [Slot(number, policy, now) for number in range(slots)]
+        self._renewal: _Renewal | None = None
+        self._waiting: deque[_Renewal] = deque()
         self._actions: list[Action] = []
+
+    def adopt(self, policy: WorkerPolicy) -> None:
+        """From now on other times and limits hold."""
+        self._policy = policy
+        for slot in self._slots:
+            slot.policy = policy
 
     def handle(self, event: Event, now: float, random: float) -> list[Action]:
         """What to do now. `random` is uniform in [0, 1)."""
@@ -196,52 +127,85 @@ class Roster:
                 self._stop(event.deadline, now)
             case LeaveRequested():
                 self._leave(event.deadline)
+            case ReloadRequested():
+                self._waiting += [
+                    _Renewal(worker.slot, worker.incarnation, "the pool is reloaded")
+                    for worker in self._workers()
+                    if not worker.parting
+                ]
+            case ScaleRequested():
+                self._scale(event.slots, now)
+            case QueuesSeen():
+                self._watch(event.waiting, now)
             case Tick():
                 pass
             case _:
-                slot = self._slots[event.slot]
-                worker = slot.find(event.incarnation)
-                if worker is not None:
-                    self._heard(event, slot, worker, now, random)
+                self._heard(event, now, random)
         self._expire(now, random)
-        self._settle(now)
+        self._settle(now, random)
         actions, self._actions = self._actions, []
         return actions
 
     def next_deadline(self) -> float:
         """Monotonic time at which `handle(Tick(), …)` has something to do; infinity when nothing is awaited."""
-        times = [worker.deadline for slot in self._slots for worker in slot.workers]
+        times = [worker.deadline for worker in self._workers()]
         times += [slot.spawn_at for slot in self._slots if self._wants_worker(slot)]
+        if self._state is PoolState.RUNNING:
+            times += [slot.quiet_at for slot in self._slots]
+            if self._may_recycle:
+                times += [worker.ripe_at(self._policy) for worker in self._workers()]
         return min(times, default=math.inf)
 
+    def serving(self) -> tuple[int, ...]:
+        """The slots that new connections are to go to, in order."""
+        return tuple(slot.number for slot in self._slots if slot.steered_to)
+
+    def attendants(self) -> dict[int, int | None]:
+        """Each slot, and its worker that takes connections, if there is one."""
+        return {slot.number: slot.attendant for slot in self._slots if not slot.quiet}
+
+    def retiring(self) -> tuple[int, ...]:
+        """The slots that are to be removed; `QueuesSeen` is awaited of all of them."""
+        return tuple(slot.number for slot in self._slots if slot.retiring)
+
     def snapshot(self) -> RosterView:
-        return RosterView(self._state, tuple(self._view(slot) for slot in self._slots))
+        heir = self._state in _MEANT_TO_RUN
+        return RosterView(self._state, tuple(slot.view(heir=heir) for slot in self._slots))
 
     # What was heard of one worker
 
-    def _heard(
-        self,
-        event: Started | SpawnFailed | WorkerReady | StartFailed | WorkerExited | Drained,
-        slot: _Slot,
-        worker: _Worker,
-        now: float,
-        random: float,
-    ) -> None:
+    def _heard(self, event: OfWorker, now: float, random: float) -> None:
+        slot = self._slots[event.slot] if event.slot < len(self._slots) else None  # None: it has been removed
+        worker = None if slot is None else slot.find(event.incarnation)
+        if slot is None or worker is None:
+            return
         match event:
             case Started():
                 worker.pid = event.pid
             case WorkerReady():
                 if worker.state is WorkerState.STARTING:
-                    worker.state = WorkerState.READY
+                    worker.become(WorkerState.READY)
                     worker.ready_at = now
-                    worker.deadline = math.inf
             case StartFailed():
                 worker.complaint = event.reason
                 self._cannot_start(f"worker {slot.number} cannot serve: {event.reason}")
             case Drained():
                 if worker.state is WorkerState.DRAINING:
-                    worker.state = WorkerState.DRAINED
-                    worker.deadline = math.inf
+                    worker.become(WorkerState.DRAINED)
+            case Hung():
+                if worker.state is not WorkerState.KILLED:
+                    self._ended(slot, worker, event.reason, now, random)
+                    self._kill(worker)
+            case RenewRequested():
+                renewal = _Renewal(worker.slot, worker.incarnation, event.cause)
+                if all(other[:2] != renewal[:2] for other in (self._renewal or (), *self._waiting)):
+                    self._waiting.append(renewal)
+            case Emptied():
+                if worker.state is WorkerState.EMPTYING:
+                    worker.become(WorkerState.LEAVING, now + self._policy.leave_s)
+                    self._actions.append(Leave(worker.slot, worker.incarnation))
+            case Measured():
+                worker.connections, worker.memory_bytes = event.connections, event.memory_bytes
             case SpawnFailed() | WorkerExited():
                 slot.workers.remove(worker)
                 if worker.state is not WorkerState.KILLED:  # else its end was booked with the order
@@ -251,21 +215,11 @@ class Roster:
             case _:
                 assert_never(event)
 
-    def _ended(self, slot: _Slot, worker: _Worker, end: str, now: float, random: float) -> None:
-        """Book the end of a worker and decide when its heir comes."""
-        slot.last_end = end
-        if self._state not in _MEANT_TO_RUN:
-            return
-        slot.restarts += 1
-        if worker.ready_at is not None and now - worker.ready_at >= self._policy.settled_s:
-            slot.failures = 0
-            slot.breaker.succeeded()
-            slot.spawn_at = now
-            return
-        slot.breaker.failed(now)
-        slot.spawn_at = max(now + self._policy.backoff.delay_s(slot.failures, random), slot.breaker.retry_at())
-        slot.failures += 1
-        if slot.breaker.is_open(now):
+    def _ended(self, slot: Slot, worker: Worker, end: str, now: float, random: float) -> None:
+        """Book the end of a worker; a start with a slot that fails again and again has failed."""
+        if worker.ready_at is None and self._renewal is not None and self._renewal.slot == slot.number:
+            self._renewal_failed(f"the heir of worker {slot.number} {end}")
+        if slot.ended(worker, end, now, random, heir=self._state in _MEANT_TO_RUN):
             self._cannot_start(f"worker {slot.number} failed {slot.failures} times in a row; the last one {end}")
 
     def _cannot_start(self, reason: str) -> None:
@@ -276,19 +230,98 @@ class Roster:
             for worker in self._workers():
                 self._kill(worker)
 
+    # What is planned, one worker at a time
+
+    def _renew(self, now: float) -> None:
+        """Carry the renewals on as far as they go now."""
+        while self._renewal is not None or self._waiting or self._recycle(now):
+            if self._renewal is None:
+                self._renewal = self._waiting.popleft()
+                self._begin(self._renewal)
+            number, incarnation, _ = self._renewal
+            slot = self._slots[number] if number < len(self._slots) else None
+            if slot is not None:
+                worker = slot.find(incarnation)
+                if worker is not None and worker.state is WorkerState.READY and slot.has_heir(worker):
+                    self._empty(worker, now)
+                if worker is not None or not slot.serves:
+                    return
+                slot.renewing = None
+            self._renewal = None
+            self._actions.append(Renewed(number, incarnation))
+
+    def _begin(self, renewal: _Renewal) -> None:
+        """An heir is wanted; but for one that has ended meanwhile there is one already, or none is needed."""
+        number, incarnation, cause = renewal
+        slot = self._slots[number] if number < len(self._slots) else None
+        worker = None if slot is None else slot.find(incarnation)
+        if slot is not None and worker is not None and not worker.parting:
+            slot.renewing = incarnation
+            self._actions.append(Renewing(number, incarnation, cause))
+
+    def _renewal_failed(self, reason: str) -> None:
+        assert self._renewal is not None
+        self._slots[self._renewal.slot].renewing = None
+        for number, incarnation, _ in (self._renewal, *self._waiting):
+            self._actions.append(RenewalFailed(number, incarnation, reason))
+        self._renewal = None
+        self._waiting.clear()
+
+    def _recycle(self, now: float) -> bool:
+        """Plan the renewal of a worker that has met a limit on its life; True when there is one."""
+        for worker in self._workers() if self._may_recycle else ():
+            cause = worker.surfeit(self._policy, now)
+            if cause:
+                self._waiting.append(_Renewal(worker.slot, worker.incarnation, cause))
+                return True
+        return False
+
+    @property
+    def _may_recycle(self) -> bool:
+        """Not while anything else is planned."""
+        return self._renewal is None and not self._waiting and not self.retiring()
+
+    def _empty(self, worker: Worker, now: float) -> None:
+        worker.become(WorkerState.EMPTYING, now + self._policy.empty_s + self._policy.drain_grace_s)
+        self._actions.append(Empty(worker.slot, worker.incarnation, self._policy.empty_s))
+
+    def _scale(self, slots: int, now: float) -> None:
+        for number in range(len(self._slots), slots):
+            self._slots.append(Slot(number, self._policy, now))
+        for slot in self._slots[slots:]:
+            slot.retire(now)
+
+    def _watch(self, waiting: Mapping[int, int], now: float) -> None:
+        """Remove slots from the top where nobody is left, and nothing waits at this very moment."""
+        for number, count in waiting.items():
+            self._slots[number].watch(count, now)
+        while self._slots[-1].quiet and not self._slots[-1].workers and self._state is PoolState.RUNNING:
+            self._actions.append(SlotRemoved(self._slots.pop().number))
+
+    def _retire(self, now: float) -> None:
+        """Empty slots that nobody comes to any more."""
+        for slot in self._slots:
+            slot.listen(now)
+            for worker in slot.workers if slot.quiet else ():
+                if worker.state is WorkerState.READY:
+                    self._empty(worker, now)
+                elif worker.state is WorkerState.STARTING:
+                    self._kill(worker)
+
     # What was asked of all
 
     def _stop(self, deadline: float, now: float) -> None:
         if self._state in {PoolState.STARTING, PoolState.RUNNING, PoolState.DRAINING}:
             self._state = PoolState.DRAINING
+            self._renewal = None
+            self._waiting.clear()
             limit = deadline + self._policy.drain_grace_s
             for worker in self._workers():
                 match worker.state:
                     case WorkerState.STARTING:
                         self._kill(worker)  # it has nothing in flight
-                    case WorkerState.READY | WorkerState.DRAINING if limit < worker.deadline:
-                        worker.state = WorkerState.DRAINING
-                        worker.deadline = limit
+                    case WorkerState.READY | WorkerState.EMPTYING | WorkerState.DRAINING if limit < worker.deadline:
+                        worker.become(WorkerState.DRAINING, limit)
                         self._actions.append(Drain(worker.slot, worker.incarnation, max(0.0, deadline - now)))
                     case _:
                         pass
@@ -300,8 +333,7 @@ class Roster:
                 if worker.state is WorkerState.LEAVING:
                     worker.deadline = min(worker.deadline, deadline)
                 elif worker.state is not WorkerState.KILLED:
-                    worker.state = WorkerState.LEAVING
-                    worker.deadline = deadline
+                    worker.become(WorkerState.LEAVING, deadline)
                     self._actions.append(Leave(worker.slot, worker.incarnation))
 
     # What time brings
@@ -318,16 +350,19 @@ class Roster:
                     self._cannot_start(f"worker {slot.number} {end}")
                 self._kill(worker)
 
-    def _settle(self, now: float) -> None:
-        """Spawn heirs that are due, and say what has become true of all."""
+    def _settle(self, now: float, random: float) -> None:
+        """Carry on what is planned, spawn heirs that are due, and say what has become true of all."""
+        if self._state is PoolState.RUNNING:
+            self._retire(now)
+            self._renew(now)
         for slot in self._slots:
             if self._wants_worker(slot) and slot.spawn_at <= now:
-                self._spawn(slot, now)
+                self._spawn(slot, now, random)
         states = {worker.state for worker in self._workers()}
         match self._state:
-            case PoolState.STARTING if all(self._serves(slot) for slot in self._slots):
+            case PoolState.STARTING if all(slot.serves for slot in self._slots):
                 self._reach(PoolState.RUNNING, AllReady())
-            case PoolState.DRAINING if not states & {WorkerState.READY, WorkerState.DRAINING}:
+            case PoolState.DRAINING if not states & _UNDRAINED:
                 self._reach(PoolState.DRAINED, AllDrained())
             case PoolState.LEAVING | PoolState.FAILED if not states:
                 self._reach(PoolState.GONE, AllGone())
@@ -338,53 +373,26 @@ class Roster:
         self._state = state
         self._actions.append(action)
 
-    def _spawn(self, slot: _Slot, now: float) -> None:
-        seat = slot.free_seat()
-        assert seat is not None
-        slot.last_parity = seat % 2
-        slot.workers.append(_Worker(slot.number, seat, self._next_incarnation, now + self._policy.ready_timeout_s))
-        self._actions.append(Spawn(slot.number, seat, self._next_incarnation))
+    def _spawn(self, slot: Slot, now: float, random: float) -> None:
+        chance = (random + self._next_incarnation * _GOLDEN) % 1.0
+        worker = slot.seat_worker(self._next_incarnation, now, 1.0 - JITTER * chance)
         self._next_incarnation += 1
+        self._actions.append(Spawn(worker.slot, worker.seat, worker.incarnation))
 
-    def _kill(self, worker: _Worker) -> None:
+    def _kill(self, worker: Worker) -> None:
         if worker.state is not WorkerState.KILLED:
-            worker.state = WorkerState.KILLED
-            worker.deadline = math.inf
+            worker.become(WorkerState.KILLED)
             self._actions.append(Kill(worker.slot, worker.incarnation))
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[Worker]:
         return [worker for slot in self._slots for worker in slot.workers]
 
-    def _wants_worker(self, slot: _Slot) -> bool:
+    def _wants_worker(self, slot: Slot) -> bool:
         """Whether a worker is to be spawned as soon as `spawn_at` has come."""
-        return (
-            self._state in _MEANT_TO_RUN
-            and not any(worker.state in _SERVING for worker in slot.workers)
-            and slot.free_seat() is not None
-        )
-
-    @staticmethod
-    def _serves(slot: _Slot) -> bool:
-        return any(worker.state is WorkerState.READY for worker in slot.workers)
-
-    def _view(self, slot: _Slot) -> SlotView:
-        """The newest worker stands for the slot: an heir starts while the killed one is still to be reaped."""
-        if not slot.workers:
-            state = "waiting" if self._state in _MEANT_TO_RUN else "empty"
-            return SlotView(slot.number, state, None, None, None, slot.restarts, slot.last_end)
-        newest = slot.workers[-1]
-        return SlotView(
-            slot.number,
-            newest.state.value,
-            newest.seat,
-            newest.incarnation,
-            newest.pid,
-            slot.restarts,
-            slot.last_end,
-        )
+        return self._state in _MEANT_TO_RUN and slot.lacks_worker
 
 
-def _end_of(event: SpawnFailed | WorkerExited, worker: _Worker) -> str:
+def _end_of(event: SpawnFailed | WorkerExited, worker: Worker) -> str:
     """How a worker ended, in words that follow its name."""
     if isinstance(event, SpawnFailed):
         return f"could not be forked: {event.reason}"

@@ -19,6 +19,7 @@ from spearpool.instances.process_runtime import ProcessRuntime
 from spearpool.instances.surroundings import Surroundings
 from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstanceRow
+from spearpool.metrics.monitoring import MonitoringService
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.worker.control import Claim, Released, SignalAgent, TaskState
 
@@ -41,6 +42,7 @@ class Staff:
         premises: Premises,
         crew: Crew,
         owners: Owners,
+        monitoring: MonitoringService,
     ) -> None:
         self._settings = settings
         self._crew = crew
@@ -57,6 +59,7 @@ class Staff:
                 work_dir=premises.runtime_dir.work_path,
                 log_dir=premises.state.log_path,
             ),
+            monitoring,
             task_index=premises.segment.task_index,
             token_for=premises.keys.for_instance,
             tell_agent=self._tell_agent,
@@ -77,7 +80,7 @@ class Staff:
 
     def claimed(self, claim: Claim) -> None:
         instance = InstanceId(claim.row, claim.generation)
-        self._runtime.claimed(instance, claim.connected_ns, claim.authenticated_ns)
+        self._runtime.claimed(instance, claim.connection, claim.connected_ns, claim.authenticated_ns)
 
     def released(self, released: Released) -> None:
         self._runtime.released(InstanceId(released.row, released.generation))
@@ -138,7 +141,7 @@ class Staff:
         return next(staff.reason for staff in self._scaling.snapshot() if staff.task == task)
 
     def failures(self, task: str) -> int:
-        """How many instances of the task have failed since the pool was started."""
+        """How many instances of the task have failed since the pool was started: ended as nobody wanted them to."""
         return self._failures[task]
 
     def state_of(self, row: InstanceRow) -> str:
@@ -172,7 +175,7 @@ class Staff:
 
     def _ended(self, instance: Instance, reason: str, failed: bool) -> None:
         self._owners.forget(instance.id)
-        if failed:
+        if instance.crashed:
             self._failed(instance.task, reason, instance.name)
         elif not instance.lifecycle.stop_wanted:
             self._log.warning("an instance ended", instance=instance.name, reason=reason)
@@ -183,8 +186,7 @@ class Staff:
         self._log.warning("an instance failed", task=task, instance=instance, reason=reason)
 
     def _tell_agent(self, instance: InstanceId, signal: str) -> bool:
-        connection = self._owners.connection_of(instance)
-        member = None if connection is None else self._crew.get(connection.incarnation)
+        member = self._owners.member_of(instance)
         if member is None:
             return False
         self._crew.send(member, SignalAgent(instance.row, instance.generation, signal))

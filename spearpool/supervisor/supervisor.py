@@ -1,11 +1,16 @@
 """The supervisor: one loop that hears the warden, the workers, the bus and the clock, and has the pure parts decide.
 
-It owns what must survive a worker (`premises`), and it is off the data path: no execution passes through it. Decisions
-are made elsewhere (`roster` for workers, `scaling` for instances); here they are carried out. Life of a pool:
+It owns what must survive a worker (`premises`), and it is off the data path: no execution passes through it. It puts
+the parts together and brings the pool from one phase to the next:
 
     starting ─ all workers and min_instances ready ─► ready ─ stop ─► stopping: drained ─► instances ─► workers ─► gone
 
-Whatever goes wrong on the way ends in `_finish` with an error, and `serve` raises it after everything was taken down.
+Workers are the business of `workers`, instances that of `staff`. A signal that comes while the pool is stopping already
+ends it at once: everything is killed, whatever it is doing. Whatever goes wrong ends in `_finish` with an error, and
+`serve` raises it after everything was taken down. That goes for bugs as well: a callback of the loop that raises what
+nobody foresaw has left something half done (a record not handled, an heir not spawned), and a pool that went on after
+that would fail later and worse. So it is logged with its traceback and the pool ends, with its files and exit code 1,
+for whoever watches over it to start it afresh.
 """
 
 from __future__ import annotations
@@ -13,48 +18,63 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, assert_never
 
-from spearpool import __version__
 from spearpool.channel import ChannelClosed
 from spearpool.config import Settings
 from spearpool.errors import PoolError, PoolStartError, SpearpoolError
-from spearpool.instances.launch import Exited, Launched, LaunchFailed, ZygoteReady
+from spearpool.instances.artifact import check_tasks
 from spearpool.log import get_logger
 from spearpool.metrics.bus import Bus
 from spearpool.metrics.monitoring import MonitoringService
 from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.seat import Seat
-from spearpool.metrics.vocabulary import WorkerStage
+from spearpool.packing import to_plain
 from spearpool.processes import kill_descendants
-from spearpool.runtime_dir import PoolDescription, RuntimeDir, StateDir
-from spearpool.worker import control
+from spearpool.runtime_dir import RuntimeDir, StateDir
+from spearpool.worker.control import FromWorker
 
-from . import roster
-from .commands import issue_token, seconds_of
-from .crew import Crew, Member, worker_launch
+from . import roster_moves as moves
+from . import signals
+from .change import Change
+from .commands import issue_token, number_of, seconds_of
+from .crew import Crew, Member
+from .notify import ServiceManager, ServiceState
 from .owners import Owners
 from .premises import Premises, open_premises
+from .reload import worker_policy
 from .report import Report
+from .roster import Roster
 from .staff import Staff
 from .warden import Warden
+from .workers import Milestone, Workers
 
 __all__ = ["Phase", "Supervisor"]
 
 TICK_S = 0.05
+MIN_TICK_S = 0.001
 USAGE_S = 1.0
 LEAVE_S = 5.0
+
+_READY_LINE = ("name", "pid", "host", "port", "runtime_dir", "segment", "endpoints", "workers")
 
 
 class Phase(Enum):
     STARTING = "starting"
     READY = "ready"
     STOPPING = "stopping"
+
+
+_SERVICE_STATES = {
+    Phase.STARTING: ServiceState.STARTING,
+    Phase.READY: ServiceState.READY,
+    Phase.STOPPING: ServiceState.STOPPING,
+}
 
 
 class Supervisor:
@@ -69,6 +89,8 @@ class Supervisor:
         state: StateDir,
         announce: Callable[[dict[str, Any]], None],
         lifeline_fd: int | None,
+        reread: Callable[[], Settings],
+        given: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._environ = environ
@@ -77,10 +99,13 @@ class Supervisor:
         self._state = state
         self._announce = announce
         self._lifeline_fd = lifeline_fd
+        self._reread = reread
+        self._given = given
         self._log = get_logger("supervisor")
         self._phase = Phase.STARTING
         self._started_at = time.monotonic()
         self._workers_ready = False
+        self._usage_at = self._started_at
         self._error: SpearpoolError | None = None
 
     async def serve(self) -> None:
@@ -88,48 +113,52 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._over = self._loop.create_future()
         with contextlib.ExitStack() as stack:
-            self._premises = stack.enter_context(open_premises(self._settings, self._runtime_dir, self._state))
+            self._manager = stack.enter_context(contextlib.closing(ServiceManager(self._environ, os.getpid())))
+            self._premises = stack.enter_context(
+                open_premises(self._settings, self._runtime_dir, self._state, self._given)
+            )
             self._assemble(stack, self._premises)
             self._listen(stack)
-            ticking = self._loop.create_task(self._tick())
-            stack.callback(ticking.cancel)
-            self._decide(roster.Tick())
-            try:
-                await self._over
-            finally:
-                # Nobody may outlive the files: whatever is left after an orderly end, or after none, dies here.
-                kill_descendants(os.getpid())
+            stack.callback(self._end_everybody)
+            self._next_tick = self._loop.call_soon(self._tick)
+            await self._over
         if self._error is not None:
             raise self._error
 
     def _assemble(self, stack: contextlib.ExitStack, premises: Premises) -> None:
         settings = self._settings
-        self._roster = roster.Roster(
-            settings.pool.workers,
-            roster.RosterPolicy(ready_timeout_s=settings.pool.start_timeout_s),
-            time.monotonic(),
-        )
-        self._crew = Crew(self._loop, self._warden, settings.pool.name, self._hear_worker)
-        stack.callback(self._crew.close)
-        self._owners = Owners(premises.table, self._crew)
-        self._staff = Staff(settings, self._environ, self._warden, premises, self._crew, self._owners)
+        roster = Roster(settings.pool.workers, worker_policy(settings.pool), time.monotonic())
+        crew = Crew(self._loop, self._warden, settings.pool.name, self._hear_worker)
+        stack.callback(crew.close)
+        owners = Owners(premises.table, crew)
         seat = Seat(premises.segment, premises.segment.layout.supervisor_seat)
         seat.occupy(0, premises.identity.pid)
         stack.callback(seat.vacate)
-        self._monitoring = MonitoringService(seat, settings.monitoring, settings.connections.enable_monitoring)
-        self._rollup = Rollup(premises.segment)
-        self._report = Report(settings, premises, self._roster, self._staff, self._rollup, self._started_at)
+        monitoring = MonitoringService(seat, settings.monitoring, settings.connections.enable_monitoring)
+        self._staff = Staff(settings, self._environ, self._warden, premises, crew, owners, monitoring)
+        self._workers = Workers(
+            settings, self._warden, premises, roster, crew, owners, self._staff, monitoring, self._reached
+        )
+        rollup = Rollup(premises.segment)
+        self._report = Report(settings, premises, roster, self._staff, rollup, self._started_at)
         self._bus = Bus(
             self._runtime_dir.path,
-            self._rollup,
+            rollup,
             self._report.workers,
             self._report.instances,
-            {"status": self._status, "stop": self._stop_command, "token_issue": self._token_issue},
+            {
+                "status": self._status,
+                "stop": self._stop_command,
+                "token_issue": self._token_issue,
+                "reload": self._reload_command,
+                "scale": self._scale_command,
+                "change": self._change_command,
+            },
         )
         stack.callback(self._bus.close)
         self._bus.bind(self._loop)
-        self._runtime_dir.write_pool(self._describe())
-        self._renew_client_token()
+        self._token_at = time.monotonic() + premises.renew_client_token()
+        self._runtime_dir.write_pool(premises.describe(self._bus.endpoints))  # whoever finds it finds everything
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
         loop = self._loop
@@ -141,25 +170,7 @@ class Supervisor:
         if self._lifeline_fd is not None:
             loop.add_reader(self._lifeline_fd, self._lifeline)
             stack.callback(loop.remove_reader, self._lifeline_fd)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Not removed here but by the loop's end: a signal must not cut the removal of the pool's files short.
-            loop.add_signal_handler(number, self._signalled, number)
-
-    def _describe(self) -> PoolDescription:
-        identity, premises = self._premises.identity, self._premises
-        return PoolDescription(
-            name=self._settings.pool.name,
-            pid=identity.pid,
-            start_ticks=identity.start_ticks,
-            host=premises.listeners.host,
-            port=premises.listeners.port,
-            endpoints=self._bus.endpoints,
-            segment=str(premises.segment.path),
-            epoch=premises.epoch,
-            runtime_dir=str(self._runtime_dir.path),
-            version=__version__,
-            workers=self._settings.pool.workers,
-        )
+        signals.heed(loop, self._signalled, self._hung_up)
 
     # ------------------------------------------------------------------------------------------ what is heard of others
 
@@ -175,70 +186,11 @@ class Supervisor:
             if record.launch >= 0:
                 self._staff.handle(record)
             else:
-                self._hear_of_worker(record)
+                self._workers.handle(record)
         self._check()
 
-    def _hear_of_worker(self, record: Launched | LaunchFailed | ZygoteReady | Exited) -> None:
-        """What the warden says of a worker process."""
-        incarnation = worker_launch(record.launch)
-        member = self._crew.get(incarnation)
-        if member is None:
-            return
-        match record:
-            case Launched():
-                self._crew.launched(incarnation, record.pid)
-                self._monitoring.record_worker(WorkerStage.SPAWNED, member.slot, incarnation)
-                self._decide(roster.Started(member.slot, incarnation, record.pid))
-            case LaunchFailed():
-                self._crew.exited(incarnation)
-                self._decide(roster.SpawnFailed(member.slot, incarnation, record.reason))
-            case Exited():
-                self._book(member)
-                stage = WorkerStage.EXITED if record.signal is None else WorkerStage.KILLED
-                self._monitoring.record_worker(stage, member.slot, incarnation, record.signal or record.code or 0)
-                self._crew.exited(incarnation)
-                self._decide(roster.WorkerExited(member.slot, incarnation, record.code, record.signal))
-            case ZygoteReady():
-                raise AssertionError("a worker is no zygote")
-            case _:
-                assert_never(record)
-
-    def _book(self, member: Member) -> None:
-        """A worker is dead: its seat, and what it had open, before its heir can count anything."""
-        seat = Seat(self._premises.segment, member.seat)
-        if seat.incarnation == member.incarnation:
-            loss = seat.book_crash()
-            seat.vacate()
-            if loss.connections or loss.executions:
-                self._log.warning(
-                    "a worker died with work in hand",
-                    slot=member.slot,
-                    connections=loss.connections,
-                    executions=loss.executions,
-                )
-        self._staff.disconnected(self._owners.died(member))
-
-    def _hear_worker(self, member: Member, record: control.FromWorker) -> None:
-        match record:
-            case control.Ready():
-                self._crew.connect(member)
-                self._monitoring.record_worker(WorkerStage.READY, member.slot, member.incarnation)
-                self._staff.tell_states(member)
-                self._decide(roster.WorkerReady(member.slot, member.incarnation))
-            case control.StartFailed():
-                self._decide(roster.StartFailed(member.slot, member.incarnation, record.reason))
-            case control.Drained():
-                self._decide(roster.Drained(member.slot, member.incarnation))
-            case control.Claim():
-                if self._owners.claim(record):
-                    self._staff.claimed(record)
-            case control.Released():
-                if self._owners.release(record):
-                    self._staff.released(record)
-            case control.ExternalAgent():
-                self._owners.admit(member, record, self._premises.segment.task_index(record.task))
-            case _:
-                assert_never(record)
+    def _hear_worker(self, member: Member, record: FromWorker) -> None:
+        self._workers.hear(member, record)
         self._check()
 
     def _warden_died(self) -> None:
@@ -252,136 +204,103 @@ class Supervisor:
             self._loop.remove_reader(self._lifeline_fd)
             self.stop()
 
-    def _signalled(self, number: int) -> None:
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._over.done():
+            return
         if self._phase is Phase.STOPPING:
-            self._log.warning(
-                "asked again to stop: not waiting for what is in flight", signal=signal.Signals(number).name
-            )
-            self.stop(0.0)
+            self._log.warning("asked again to stop: everything is ended at once", signal=number.name)
+            self._finish(PoolError(f"{number.name} while stopping: what was in flight has been killed"))
         else:
-            self._log.info("stopping", signal=signal.Signals(number).name)
+            self._log.info("stopping", signal=number.name)
             self.stop()
 
+    def _hung_up(self) -> None:
+        """Reload; nobody waits for an answer, so what is wrong is logged."""
+        try:
+            self._reload()
+        except SpearpoolError as error:
+            self._log.error("not reloaded", reason=str(error))
+
     def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A callback raised what nobody foresaw: what it was about is half done, so the pool cannot go on."""
+        """Something raised: one of our callbacks (see above), or a command of the bus, whose sender has been told."""
+        is_callback, error = "handle" in context, context.get("exception")
+        if is_callback and isinstance(error, SpearpoolError):
+            self._finish(error)  # raised on purpose: it says what is wrong
+            return
         loop.default_exception_handler(context)
-        if "handle" in context:  # else a command of the bus, whose sender has been told
-            self._finish(PoolError(f"internal error: {context['exception']!r}"))
+        if is_callback:
+            self._finish(PoolError(f"internal error: {error!r}"))
 
-    # ---------------------------------------------------------------------------------------------- what is to be done
-
-    def _decide(self, event: roster.Event) -> None:
-        """Tell the roster what happened and do what it says."""
-        for action in self._roster.handle(event, time.monotonic(), random.random()):
-            self._perform(action)
-
-    def _perform(self, action: roster.Action) -> None:
-        match action:
-            case roster.Spawn():
-                self._spawn(action)
-            case roster.Drain():
-                self._tell(action.incarnation, control.Drain(action.deadline_s))
-            case roster.Leave():
-                self._tell(action.incarnation, control.Leave())
-            case roster.Kill():
-                self._warden.kill_tree(worker_launch(action.incarnation))
-            case roster.AllReady():
-                self._workers_ready = True
-            case roster.GiveUp():
-                self._error = PoolStartError(action.reason)
-                self._phase = Phase.STOPPING
-                self._staff.stop_all()
-            case roster.AllDrained():
-                self._staff.stop_all()
-            case roster.AllGone():
-                self._finish(self._error)
-            case _:
-                assert_never(action)
-
-    def _spawn(self, action: roster.Spawn) -> None:
-        premises = self._premises
-        setup = control.Setup(
-            slot=action.slot,
-            seat=action.seat,
-            incarnation=action.incarnation,
-            epoch=premises.epoch,
-            settings=self._settings,
-            keys=premises.keys.for_workers(),
-            revoked=[],
-        )
-        self._crew.spawn(setup, [premises.listeners.sockets[action.slot].fileno(), premises.segment.fd])
-
-    def _tell(self, incarnation: int, record: control.ToWorker) -> None:
-        member = self._crew.get(incarnation)
-        if member is not None:
-            self._crew.send(member, record)
+    # ---------------------------------------------------------------------------------------------- from phase to phase
 
     def stop(self, timeout_s: float | None = None) -> None:
         """Stop the pool: refuse new work, wait up to `timeout_s` for what is in flight, end everything."""
         self._phase = Phase.STOPPING
+        self._tell_manager()
         self._staff.hire_no_more()
-        wait_s = self._settings.pool.stop_timeout_s if timeout_s is None else timeout_s
-        self._decide(roster.StopRequested(time.monotonic() + wait_s))
+        self._workers.drain(self._workers.settings.pool.stop_timeout_s if timeout_s is None else timeout_s)
+
+    def _reached(self, milestone: Milestone) -> None:
+        match milestone:
+            case moves.AllReady():
+                self._workers_ready = True
+            case moves.GiveUp():
+                self._error = PoolStartError(milestone.reason)
+                self._phase = Phase.STOPPING
+                self._staff.stop_all()
+            case moves.AllDrained():
+                self._staff.stop_all()
+            case moves.AllGone():
+                self._finish()
+            case _:
+                assert_never(milestone)
 
     def _check(self) -> None:
         """What may have become true: the pool is ready, or its instances are all gone."""
         if self._phase is Phase.STARTING and self._workers_ready and self._staff.settled(time.monotonic()):
             self._phase = Phase.READY
-            self._announce(self._ready_line())
-        if (
-            self._phase is Phase.STOPPING
-            and self._staff.all_gone
-            and self._roster.snapshot().state is roster.PoolState.DRAINED
-        ):
-            self._decide(roster.LeaveRequested(time.monotonic() + LEAVE_S))
+            pool = to_plain(self._premises.describe(self._bus.endpoints))
+            self._announce({key: pool[key] for key in _READY_LINE} | {"warnings": self._report.warnings()})
+        if self._phase is Phase.STOPPING and self._staff.all_gone and self._workers.drained:
+            self._workers.leave(LEAVE_S)
 
-    def _ready_line(self) -> dict[str, Any]:
-        pool = self._describe()
-        return {
-            "name": pool.name,
-            "pid": pool.pid,
-            "host": pool.host,
-            "port": pool.port,
-            "runtime_dir": pool.runtime_dir,
-            "segment": pool.segment,
-            "endpoints": {"live": pool.endpoints.live, "ask": pool.endpoints.ask},
-            "workers": pool.workers,
-            "warnings": self._staff.warnings(),
-        }
-
-    def _finish(self, error: SpearpoolError | None) -> None:
+    def _finish(self, error: SpearpoolError | None = None) -> None:
+        """Have `serve` end; of several errors the first counts."""
         if not self._over.done():
-            self._error = error
+            self._error = self._error or error
             self._over.set_result(None)
+
+    def _end_everybody(self) -> None:
+        """Nobody may outlive the files: whatever is left after an orderly end, or after none, dies here."""
+        signals.hold()
+        self._next_tick.cancel()
+        kill_descendants(os.getpid())
 
     # ------------------------------------------------------------------------------------------------------------ time
 
-    async def _tick(self) -> None:
-        """Everything that depends on the clock, every 50 ms."""
-        usage_at = token_at = time.monotonic()
-        try:
-            while True:
-                now = time.monotonic()
-                self._decide(roster.Tick())
-                self._staff.tick()
-                self._warden.flush()
-                if now >= usage_at:
-                    self._staff.sample_usage()
-                    usage_at = now + USAGE_S
-                if now >= token_at:
-                    token_at = now + self._renew_client_token()
-                self._check()
-                await asyncio.sleep(TICK_S)
-        except Exception as error:
-            self._finish(PoolError(f"internal error: {error!r}"))
-            raise
+    def _tick(self) -> None:
+        """Everything that depends on the clock, every 50 ms and when an heir or a rescue is due before that."""
+        now = time.monotonic()
+        if now >= self._token_at:
+            self._token_at = now + self._premises.renew_client_token()
+        self._workers.tick()
+        due_s = self._workers.next_deadline() - now
+        self._next_tick = self._loop.call_later(min(TICK_S, max(MIN_TICK_S, due_s)), self._tick)
+        self._staff.tick()
+        self._warden.flush()
+        if now >= self._usage_at:
+            self._usage_at = now + USAGE_S
+            self._staff.sample_usage()
+            self._workers.measure()
+        self._check()
+        self._tell_manager()
 
-    def _renew_client_token(self) -> float:
-        """Write a fresh `client.token`; the seconds until the next one (half its life)."""
-        now = time.time()
-        token, expires = self._premises.keys.for_client("client.token", now)
-        self._runtime_dir.write_client_token(token)
-        return (expires - now) / 2
+    def _tell_manager(self) -> None:
+        change = self._workers.change
+        state = _SERVICE_STATES[self._phase]
+        if state is ServiceState.READY and change.kind == "reload" and not change.over:
+            state = ServiceState.RELOADING
+        self._manager.tell(state, self._report.summary(), time.monotonic())
 
     # -------------------------------------------------------------------------------------------- commands of the bus
 
@@ -390,9 +309,31 @@ class Supervisor:
 
     def _stop_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
         given = seconds_of(arguments, "timeout_s")
-        wait_s = self._settings.pool.stop_timeout_s if given is None else given
+        wait_s = self._workers.settings.pool.stop_timeout_s if given is None else given
         self._loop.call_soon(self.stop, wait_s)
         return {"deadline_s": wait_s + self._staff.longest_stop_s() + LEAVE_S}
 
     def _token_issue(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return issue_token(arguments, self._premises.keys, self._settings.tasks, time.time())
+
+    def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        return self._reload().document()
+
+    def _reload(self) -> Change:
+        """Raises `ConfigError` when the configuration is wrong now, `PoolError` when this is not the time."""
+        settings = self._reread()
+        check_tasks(settings)
+        change = self._workers.reload(settings)
+        self._log.info("reloading", workers=change.workers)
+        return change
+
+    def _scale_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        change = self._workers.scale(number_of(arguments, "workers"))
+        self._log.info("scaling", workers=change.workers)
+        return change.document()
+
+    def _change_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """How far it has got, asked again and again by whoever has begun it."""
+        if self._workers.change.number != number_of(arguments, "change"):
+            raise PoolError("another change has been begun since; that one was done before")
+        return self._workers.change.document()

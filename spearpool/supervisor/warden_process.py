@@ -20,6 +20,7 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -136,10 +137,11 @@ class WardenProcess:
             return
         match request:
             case SpawnWorker(_, name):
+                forked_ns = time.monotonic_ns()
                 with socket.socket(fileno=os.dup(fd)) as control:
                     ward.worker = self._fork_worker(name, control)
                 assert ward.worker.pid is not None
-                self._wards.name(ward, ward.worker.pid)
+                self._wards.name(ward, ward.worker.pid, forked_ns)
                 self._answer_launched(ward)
             case Launch(_, LaunchSpec() as spec):
                 self._fork(ward, partial(_become_program, spec, os.getpid(), fd), keep={fd})
@@ -165,8 +167,9 @@ class WardenProcess:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def _fork(self, ward: Ward, become: Callable[[], NoReturn], keep: Collection[int]) -> None:
+        forked_ns = time.monotonic_ns()
         pid, status_fd = fork_child(become, keep)
-        self._wards.name(ward, pid)
+        self._wards.name(ward, pid, forked_ns)
         self._watch_status(ward, status_fd)
 
     def _fork_zygote(self, ward: Ward, spec: ZygoteSpec, log_fd: int) -> None:
@@ -254,12 +257,12 @@ class WardenProcess:
             case ImportFailed(reason):
                 self._fail(ward, reason)
                 self._hang_up(ward, zygote)  # it need not find its own way out past the target's threads and hooks
-            case Forked(launch, pid):
+            case Forked(launch, pid, forked_ns):
                 instance = self._wards.launched_as(launch)
                 if instance is None:
                     kill_tree(pid)
                 else:
-                    self._wards.name(instance, pid)
+                    self._wards.name(instance, pid, forked_ns)
 
     def _hang_up(self, ward: Ward, zygote: Zygote) -> None:
         """A zygote that cannot be heard any more must end; what waited for it fails."""
@@ -278,7 +281,7 @@ class WardenProcess:
         identity = ProcessIdentity.of(ward.pid)  # not reaped yet: it cannot be another one
         pidfd = os.pidfd_open(ward.pid)
         self._wards.answer(ward, Stage.RUNNING)
-        self._report(Launched(ward.launch, identity.pid, identity.start_ticks), pidfd)
+        self._report(Launched(ward.launch, identity.pid, identity.start_ticks, ward.forked_ns), pidfd)
         os.close(pidfd)
 
     def _fail(self, ward: Ward, reason: str) -> None:

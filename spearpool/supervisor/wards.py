@@ -50,10 +50,11 @@ class Zygote:
 
 @dataclass(slots=True, eq=False)
 class Ward:
-    """One launch. `pid` is None for an instance that its zygote has not forked yet."""
+    """One launch. `pid` is None for an instance that its zygote has not forked yet; `forked_ns` as in `Launched`."""
 
     launch: int
     pid: int | None = None
+    forked_ns: int = 0
     stage: Stage = Stage.PENDING
     worker: WorkerProcess | None = None
     zygote: Zygote | None = None
@@ -74,9 +75,10 @@ class Wards:
         self._by_launch[ward.launch] = ward
         self._pending += 1
 
-    def name(self, ward: Ward, pid: int) -> None:
+    def name(self, ward: Ward, pid: int, forked_ns: int) -> None:
         """The ward has a process now."""
         ward.pid = pid
+        ward.forked_ns = forked_ns
         self._by_pid[pid] = ward
 
     def answer(self, ward: Ward, stage: Stage) -> None:

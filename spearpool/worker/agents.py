@@ -21,6 +21,7 @@ from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.identity import Identity, Role
 from spearpool.protocol.messages import AuthRequest, Custom, Signal, SignalName
 
+from .belongings import AgentRecord
 from .connection import Connection
 from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent
 from .executions import Agent
@@ -89,8 +90,7 @@ class Agents:
         concurrency = int(declared) if declared.isdecimal() and len(declared) < 6 else config.concurrency
         capacity = max(1, min(concurrency, config.concurrency)) + config.prefetch
         named = list(filter(None, request.extra_params.get("running", "").split(",")))[:MAX_NAMED]
-        who = identity.instance or (identity.token_id, identity.label)
-        connection.agent = Agent(connection, task, capacity, who)
+        connection.agent = Agent(connection, task, capacity, _who(identity))
         if identity.instance is not None:
             self._join(connection, connection.agent, identity.instance, named)
             return
@@ -98,8 +98,8 @@ class Agents:
         self._waiting[number] = (connection, named)
         self._tell(ExternalAgent(number, identity.label, task))
 
-    def farewell(self, connection: Connection, agent: Agent, reason: CloseReason) -> None:
-        """The agent's connection has ended."""
+    def farewell(self, connection: Connection, agent: Agent, reason: CloseReason | None) -> None:
+        """The agent's connection has ended, or without a reason: goes on at another worker, which claims its row."""
         instance = agent.instance
         if instance is None:
             return  # it still waits for its row
@@ -107,13 +107,25 @@ class Agents:
         if self._by_instance.get(instance) is connection:
             del self._by_instance[instance]
             self._seat.set_agent(instance.row, instance.generation, 0, 0)
-        self._tell(Released(instance.row, instance.generation, connection.number, reason.value))
+        if reason is not None:
+            self._tell(Released(instance.row, instance.generation, connection.number, reason.value))
+
+    def take_in(self, connection: Connection, record: AgentRecord) -> bool:
+        """An agent's connection came from another worker. False when there is nothing left to serve it for."""
+        instance = record.instance
+        if record.task not in self._tasks or not self._table.is_alive(instance.row, instance.generation):
+            return False
+        peer = connection.session.peer
+        assert peer is not None
+        connection.agent = Agent(connection, record.task, record.capacity, _who(peer))
+        self._join(connection, connection.agent, instance, ())
+        return True
 
     def busy(self, agent: Agent) -> None:
         """Show how much the agent has in flight."""
         instance = agent.instance
         if instance is not None:
-            self._seat.set_agent(instance.row, instance.generation, 1, len(agent.running))
+            self._seat.set_in_flight(instance.row, instance.generation, len(agent.running))
 
     def _task_of(self, identity: Identity) -> str:
         if identity.instance is None:
@@ -125,6 +137,7 @@ class Agents:
         agent.instance = instance
         self._by_instance[instance] = connection
         self._claim(connection, instance)
+        self._seat.set_agent(instance.row, instance.generation, 1, 0)
         self._roll.agent_joined(agent, named)
         self.busy(agent)
 
@@ -178,3 +191,8 @@ class Agents:
             self._roll.agent_retired(connection.agent)
         with suppress(LocalProtocolError):  # it is leaving just now
             connection.send(Signal(Custom(record.signal) if name is None else name))
+
+
+def _who(identity: Identity) -> object:
+    """Equal for connections of the same agent."""
+    return identity.instance or (identity.token_id, identity.label)

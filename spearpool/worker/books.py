@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 from .deadlines import Deadlines
-from .executions import Agent, Execution, Place
+from .executions import CLIENT, Agent, Execution, Place
 from .lane import Lane
 from .neighbours import Neighbours
 
@@ -29,7 +31,7 @@ class TaskSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DispatchSnapshot:
-    """`live` counts accepted executions that have not ended, forwarded ones of neighbours included."""
+    """`live` counts accepted executions that have not ended, `queued` those that wait: neighbours' ones, too."""
 
     live: int
     queued: int
@@ -53,7 +55,8 @@ class Books:
 
     def accept(self, execution: Execution) -> None:
         self.executions[execution.execution_id] = execution
-        self.due.set(execution.execution_id, execution.deadline)
+        if execution.deadline < inf:
+            self.due.set(execution.execution_id, execution.deadline)
 
     def start(self, lane: Lane, execution: Execution, agent: Agent) -> None:
         """It is at an agent here."""
@@ -61,17 +64,19 @@ class Books:
         execution.place, execution.agent, execution.who = Place.RUNNING, agent, agent.who
 
     def enqueue(self, lane: Lane, execution: Execution, now: float, *, first: bool = False) -> None:
-        lane.queue[execution.execution_id] = execution
+        """It waits in the queue, or as a guest."""
+        queue = _line(lane, execution)
+        queue[execution.execution_id] = execution
         if first:
-            lane.queue.move_to_end(execution.execution_id, last=False)
+            queue.move_to_end(execution.execution_id, last=False)
         execution.place, execution.agent, execution.who = Place.QUEUED, None, None
         execution.queued_at = now
         self.queued += 1
         self.queued_bytes += execution.size_bytes
 
-    def dequeue(self, lane: Lane) -> Execution:
-        """Take the head of the queue."""
-        _, execution = lane.queue.popitem(last=False)
+    def dequeue(self, queue: OrderedDict[str, Execution]) -> Execution:
+        """Take the head of a lane's queue, or of its guests."""
+        _, execution = queue.popitem(last=False)
         self.queued -= 1
         self.queued_bytes -= execution.size_bytes
         return execution
@@ -86,11 +91,11 @@ class Books:
         """Take it from where it is. An agent that has it keeps its place in use until it answers."""
         execution_id = execution.execution_id
         if execution.place is Place.QUEUED:
-            lane = self._lanes[execution.task]
-            lane.queue.move_to_end(execution_id, last=False)
-            self.dequeue(lane)
+            queue = _line(self._lanes[execution.task], execution)
+            queue.move_to_end(execution_id, last=False)
+            self.dequeue(queue)
         elif execution.place is Place.FORWARDED:
-            del self._neighbours[execution.neighbour].forwarded[execution_id]
+            self._neighbours[execution.neighbour].give_back(execution_id)
         elif execution.place is Place.LOST:
             del self.lost[execution_id]
             self.due.set(execution_id, execution.deadline)
@@ -101,11 +106,17 @@ class Books:
         """It has been detached, or its agent has answered."""
         execution.place, execution.agent = Place.ENDED, None
         del self.executions[execution.execution_id]
-        self.due.discard(execution.execution_id)
+        if execution.deadline < inf:
+            self.due.discard(execution.execution_id)
 
     def snapshot(self, *, draining: bool) -> DispatchSnapshot:
         tasks = {
-            lane.name: TaskSnapshot(len(lane.agents), lane.free, len(lane.queue), lane.available)
+            lane.name: TaskSnapshot(len(lane.agents), lane.free, len(lane.queue) + len(lane.guests), lane.available)
             for lane in self._lanes.values()
         }
         return DispatchSnapshot(len(self.executions), self.queued, self.queued_bytes, len(self.lost), draining, tasks)
+
+
+def _line(lane: Lane, execution: Execution) -> OrderedDict[str, Execution]:
+    """Where it waits."""
+    return lane.queue if execution.source == CLIENT else lane.guests

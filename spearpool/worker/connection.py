@@ -25,8 +25,10 @@ from spearpool.protocol.credentials import Role
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.identifiers import ConnectionId
 from spearpool.protocol.messages import ErrorMessage, MessageType, Payload
-from spearpool.protocol.session import Closed, ConnectionState, Session, SessionEvent, SessionSettings, Side
+from spearpool.protocol.portable import PortableSession
+from spearpool.protocol.session import Closed, ConnectionState, SessionEvent, SessionSettings
 
+from .belongings import AgentRecord, Belongings
 from .executions import Agent, Execution
 from .outbox import Outbox
 
@@ -86,21 +88,24 @@ class Connection(asyncio.Protocol):
         "_patient_until",
         "_transport",
         "_unsent_bytes",
-        "_writing_paused",
         "agent",
         "authenticated_at",
         "client_type",
         "client_version",
+        "congested",
         "connected_at",
         "ended",
         "executions",
         "heartbeat_sequence",
+        "held",
         "last_activity",
         "linger_until",
+        "moving",
         "number",
         "posted",
         "session",
         "session_id",
+        "settled",
     )
 
     def __init__(
@@ -116,13 +121,12 @@ class Connection(asyncio.Protocol):
         self._outbox = outbox
         self._transport: asyncio.Transport | None = None
         self._max_unsent_bytes = max_unsent_bytes
-        self._writing_paused = False
         self._unsent_bytes = inf  # at the last look
         self._patience_s = settings.heartbeat_timeout_s
         self._patient_until = 0.0
         self._eof = False
         self.number = number
-        self.session = Session(Side.SERVER, settings, now)
+        self.session = PortableSession(settings, now)
         self.connected_at = now
         self.last_activity = now
         self.authenticated_at = inf
@@ -133,8 +137,28 @@ class Connection(asyncio.Protocol):
         self.agent: Agent | None = None
         self.executions: dict[int, Execution] = {}
         self.posted = False
+        self.congested = False
         self.ended = False
         self.linger_until = inf
+        self.held = False
+        self.moving = False
+        self.settled = False
+
+    @classmethod
+    def resume(
+        cls, belongings: Belongings, owner: Owner, outbox: Outbox, settings: SessionSettings, max_unsent_bytes: int
+    ) -> Connection:
+        """Go on with a connection of another worker; its agent, if it is one, is still to be welcomed."""
+        connection = cls(owner, outbox, belongings.number, settings, max_unsent_bytes)
+        connection.session = PortableSession.resume(belongings.session, settings, time.monotonic())
+        connection.session_id = belongings.session_id
+        connection.client_type = belongings.client_type
+        connection.client_version = belongings.client_version
+        connection.connected_at = belongings.connected_at
+        connection.authenticated_at = belongings.authenticated_at
+        connection.last_activity = belongings.last_activity
+        connection.heartbeat_sequence = belongings.heartbeat_sequence
+        return connection
 
     @property
     def connection_id(self) -> ConnectionId:
@@ -164,6 +188,61 @@ class Connection(asyncio.Protocol):
             status=self.session.state,
             heartbeat_sequence=self.heartbeat_sequence,
         )
+
+    # ------------------------------------------------------------------------------------------------- moving away
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it could move now: authenticated, nothing in flight, nothing unsent."""
+        transport, agent = self._transport, self.agent
+        if self.ended or transport is None or self.executions or not self.session.at_rest:
+            return False
+        if agent is not None and (agent.running or agent.sent or agent.instance is None):
+            return False
+        return not transport.is_closing() and not transport.get_write_buffer_size()
+
+    def belongings(self) -> Belongings:
+        """What another worker needs to go on with it; only while it is `at_rest`."""
+        agent = None
+        if self.agent is not None and self.agent.instance is not None:
+            agent = AgentRecord(self.agent.task, self.agent.held or self.agent.capacity, self.agent.instance)
+        return Belongings(
+            self.number,
+            self.session.record(),
+            self.session_id,
+            self.client_type,
+            self.client_version,
+            self.connected_at,
+            self.authenticated_at,
+            self.last_activity,
+            self.heartbeat_sequence,
+            agent,
+        )
+
+    @property
+    def fd(self) -> int:
+        assert self._transport is not None
+        fd: int = self._transport.get_extra_info("socket").fileno()
+        return fd
+
+    def hold(self) -> None:
+        """Stop reading."""
+        self.held = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def let_go_on(self) -> None:
+        """Read again, unless the peer itself does not."""
+        self.held = False
+        if self._transport is not None and not self._transport.is_closing() and not self.congested:
+            self._transport.resume_reading()
+
+    def release(self) -> None:
+        """It is another worker's: close our descriptor of it. The peer notices nothing, and the owner is not told."""
+        self.ended = True
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
     # ------------------------------------------------------------------------------------------------ what is said
 
@@ -198,7 +277,7 @@ class Connection(asyncio.Protocol):
             return
         transport.write(data)
         self._owner.sent(self, self.session.take_sent())
-        if self._writing_paused and not self.ended and transport.get_write_buffer_size() > self._max_unsent_bytes:
+        if self.congested and not self.ended and transport.get_write_buffer_size() > self._max_unsent_bytes:
             self.close(CloseReason.OVERLOADED, f"more than {self._max_unsent_bytes} bytes wait to be read by the peer")
 
     def shut(self, *, linger: bool) -> None:
@@ -210,7 +289,7 @@ class Connection(asyncio.Protocol):
             return
         if self._eof:
             transport.close()
-        elif linger and not self._writing_paused:
+        elif linger and not self.congested:
             self.linger_until = time.monotonic() + LINGER_S
             transport.write_eof()
         else:
@@ -225,7 +304,9 @@ class Connection(asyncio.Protocol):
 
     def next_deadline(self) -> float:
         """When `expire` has something to do (monotonic seconds)."""
-        return self.linger_until if self.ended else max(self.session.next_deadline(), self._patient_until)
+        if self.ended:
+            return self.linger_until
+        return inf if self.moving else max(self.session.next_deadline(), self._patient_until)
 
     def expire(self, now: float) -> list[SessionEvent]:
         """Do what is due.
@@ -279,6 +360,8 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is None:
+            return  # released
         self._eof = True
         self._end_of_stream(exc)
         self._owner.gone(self)
@@ -292,13 +375,13 @@ class Connection(asyncio.Protocol):
             self._owner.happened(self, events, time.monotonic_ns())
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.congested = True
         peer = self.session.peer
         # an agent goes on being read: what it gets is bounded by its capacity, and its answers free memory here
         if self._transport is not None and not (peer is not None and peer.role is Role.AGENT):
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
-        if self._transport is not None:
+        self.congested = False
+        if self._transport is not None and not self.held:
             self._transport.resume_reading()

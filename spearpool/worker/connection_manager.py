@@ -17,9 +17,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import Protocol, assert_never
 
 from spearpool import __version__
 from spearpool.config import ConnectionManagerConfig
@@ -40,9 +39,8 @@ from spearpool.protocol.events import (
     MessageSent,
 )
 from spearpool.protocol.identifiers import ConnectionId
-from spearpool.protocol.messages import AuthRequest, ErrorMessage, Heartbeat, MessageType
+from spearpool.protocol.messages import ErrorMessage, Heartbeat, MessageType
 from spearpool.protocol.session import (
-    AuthenticationAnswered,
     AuthenticationRequested,
     Closed,
     Received,
@@ -51,11 +49,13 @@ from spearpool.protocol.session import (
     Violated,
 )
 
+from .belongings import Belongings
 from .connection import Connection, ConnectionSnapshot
-from .deadlines import Deadlines
+from .deadlines import Alarm
+from .handling import Handler, NoTasks, Watcher
 from .outbox import Outbox
 
-__all__ = ["REFUSED", "ConnectionManager", "Handler", "Listener"]
+__all__ = ["REFUSED", "ConnectionManager", "Listener"]
 
 TIMER_GRAIN_S = 0.02
 """Time limits are kept to within this much: one wake-up serves all that are due in it."""
@@ -67,43 +67,6 @@ REFUSED = "authentication failed"
 """All that a stranger is told; the true cause goes into the event."""
 
 Listener = Callable[[ConnectionId, ConnectionEvent], None]
-
-
-class Handler(Protocol):
-    """What is done with authenticated connections."""
-
-    def refusal(self, identity: Identity, /) -> str | None:
-        """Why this peer, whose token is good, cannot be served here; None when it can."""
-        ...
-
-    def authenticated(self, connection: Connection, request: AuthRequest, /) -> None:
-        """The first call for a connection."""
-        ...
-
-    def received(self, connection: Connection, event: Received) -> None:
-        """Any message but heartbeats and closes."""
-        ...
-
-    def closed(self, connection: Connection, reason: CloseReason, /) -> None:
-        """The last call for a connection."""
-        ...
-
-
-class _NoTasks:
-    """The handler of a manager that is used alone."""
-
-    def refusal(self, _identity: Identity) -> str | None:
-        return None
-
-    def authenticated(self, _connection: Connection, _request: AuthRequest) -> None:
-        pass
-
-    def received(self, connection: Connection, event: Received) -> None:
-        if event.message.message_type is MessageType.EXECUTE_REQUEST:
-            connection.refuse(event.message.request_id, ErrorCode.UNKNOWN, "no tasks are served here")
-
-    def closed(self, _connection: Connection, _reason: CloseReason) -> None:
-        pass
 
 
 class ConnectionManager:
@@ -126,20 +89,20 @@ class ConnectionManager:
         self._config = config
         self._settings = SessionSettings.from_config(config)
         self._verifier = verifier
-        self._handler = _NoTasks() if handler is None else handler
+        self._handler = NoTasks() if handler is None else handler
         self._monitoring = monitoring
         self._first_number = ConnectionId(slot, incarnation, 0).pack()
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop) if outbox is None else outbox
         self._listeners: list[Listener] = []
+        self.watcher: Watcher | None = None
+        self._arriving: dict[int, tuple[Belongings, asyncio.Task[object]]] = {}
         self._server: asyncio.Server | None = None
         self._counter = 0
         self._sockets: dict[int, Connection] = {}  # all that have an open socket
         self._live: dict[int, Connection] = {}  # those whose conversation goes on
         self._agents: dict[object, Connection] = {}
-        self._deadlines: Deadlines[int] = Deadlines()
-        self._timer: asyncio.TimerHandle | None = None
-        self._wake_at = inf
+        self._alarm: Alarm[int] = Alarm(self._loop, TIMER_GRAIN_S, self._due)
         self._closing = False
         self._empty = asyncio.Event()
 
@@ -158,11 +121,11 @@ class ConnectionManager:
         try:
             if isinstance(where, int):
                 self._server = await self._loop.create_server(
-                    self._new_connection, host, where, backlog=self._config.backlog
+                    self.new_connection, host, where, backlog=self._config.backlog
                 )
             else:
                 self._server = await self._loop.create_server(
-                    self._new_connection, sock=where, backlog=self._config.backlog
+                    self.new_connection, sock=where, backlog=self._config.backlog
                 )
         except OSError as error:
             raise PoolStartError(f"cannot listen on {host} port {where}: {error.strerror}") from error
@@ -181,15 +144,14 @@ class ConnectionManager:
         self._closing = True
         for connection in list(self._live.values()):
             connection.close(reason)
-        if self._sockets:
+        if self._sockets or self._arriving:
             try:
                 await asyncio.wait_for(self._empty.wait(), grace_s)
             except TimeoutError:
                 for connection in list(self._sockets.values()):
                     connection.abort()
                 await self._empty.wait()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     # ----------------------------------------------------------------------------------------------------- looking
 
@@ -199,7 +161,10 @@ class ConnectionManager:
 
     def __len__(self) -> int:
         """Connections whose conversation goes on."""
-        return len(self._live)
+        return len(self._live) + len(self._arriving)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(list(self._live.values()))
 
     def snapshots(self) -> list[ConnectionSnapshot]:
         """The state of each connection, the oldest first."""
@@ -218,15 +183,54 @@ class ConnectionManager:
             if peer is not None and peer.token_id in revoked:
                 connection.close(CloseReason.REVOKED)
 
+    # ------------------------------------------------------------------------------- from worker to worker
+
+    @property
+    def has_room(self) -> bool:
+        return len(self) < self._config.max_connections and not self._closing
+
+    def take_in(self, belongings: Belongings, sock: socket.socket) -> None:
+        """Go on with a connection of another worker, which has been booked as ours."""
+        unsent = 2 * self._config.max_message_size
+        connection = Connection.resume(belongings, self, self._outbox, self._settings, unsent)
+        connection.settled = True
+        sock.setblocking(False)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
+        self._arriving[belongings.number] = (belongings, task)
+
+    def abandon(self, connection: Connection) -> None:
+        """Let another worker have it, who will book it as a new one."""
+        lifetime_s = time.monotonic() - connection.connected_at
+        self._tell(connection, Disconnected(CloseReason.DRAIN, connection.authenticated, lifetime_s))
+        self.release(connection)
+
+    def release(self, connection: Connection) -> None:
+        """It goes on at another worker: let go of it. Nobody is told that it ended, because it did not."""
+        number, peer = connection.number, connection.session.peer
+        del self._live[number], self._sockets[number]
+        self._alarm.discard(number)
+        if peer is not None and peer.role is Role.AGENT and self._agents.get(_agent_key(peer)) is connection:
+            del self._agents[_agent_key(peer)]
+        self._handler.closed(connection, None)
+        connection.release()
+
+    def keep(self, connection: Connection) -> None:
+        """It was to move, and stays after all."""
+        if not connection.ended:
+            self._arm(connection)
+
     # ------------------------------------------------------------------------------------- what connections tell us
 
-    def _new_connection(self) -> Connection:
+    def new_connection(self) -> Connection:
         self._counter += 1
         number = self._first_number + self._counter
         return Connection(self, self._outbox, number, self._settings, 2 * self._config.max_message_size)
 
     def opened(self, connection: Connection) -> None:
         self._sockets[connection.number] = self._live[connection.number] = connection
+        if connection.number in self._arriving:
+            self._arrived(connection, self._arriving.pop(connection.number)[0])
+            return
         self._tell(
             connection, Connected(connection.remote_addr if self._listeners else "")
         )  # asking costs a system call
@@ -242,20 +246,18 @@ class ConnectionManager:
         at_ns = time.monotonic_ns()
         share_ns = (at_ns - began_ns) // (len(events) or 1)
         for event in events:
-            began_ns = at_ns - share_ns
+            if type(event) is Received:  # nearly always, so nearly nothing stands before it
+                at_ns = self._received(connection, event, at_ns - share_ns)
+                continue
             match event:
-                case Received():
-                    self._received(connection, event, began_ns)
                 case AuthenticationRequested():
-                    self._authenticate(connection, event, began_ns)
+                    self._authenticate(connection, event, at_ns - share_ns)
                 case Violated(error):
                     self._tell(connection, Errored(error.code, str(error)))
                 case Closed(reason):
                     self._end(connection, reason)
-                case AuthenticationAnswered():
-                    raise AssertionError("a server asks nobody for authentication")
                 case _:
-                    assert_never(event)
+                    raise AssertionError(f"a server asks nobody for authentication: {event}")
             at_ns = time.monotonic_ns()
 
     def sent(self, connection: Connection, messages: Sequence[tuple[MessageType, int]]) -> None:
@@ -271,11 +273,38 @@ class ConnectionManager:
 
     def gone(self, connection: Connection) -> None:
         del self._sockets[connection.number]
-        self._deadlines.discard(connection.number)
+        self._alarm.discard(connection.number)
         if self._closing and not self._sockets:
             self._empty.set()
 
     # ----------------------------------------------------------------------------------------------- what we do then
+
+    def _arrived(self, connection: Connection, belongings: Belongings) -> None:
+        """A connection of another worker is open here. Much may have happened while it was on its way."""
+        peer = belongings.session.peer
+        self._arm(connection)
+        if self.watcher is not None:
+            self.watcher.came(connection)
+        if self._closing:
+            connection.close(CloseReason.DRAIN)
+        elif self._verifier.is_revoked(peer.token_id):
+            connection.close(CloseReason.REVOKED)
+        elif self._is_newest(connection, peer) and not self._handler.took_in(connection, belongings):
+            connection.close(CloseReason.REVOKED, "the instance's row was cleared")
+
+    def _is_newest(self, connection: Connection, peer: Identity) -> bool:
+        """Of several connections of an agent, only the one that authenticated last stays."""
+        if peer.role is not Role.AGENT:
+            return True
+        key = _agent_key(peer)
+        other = self._agents.get(key)
+        newest = other is None or other.authenticated_at <= connection.authenticated_at
+        if newest:
+            self._agents[key] = connection
+        older = other if newest else connection
+        if older is not None:
+            older.close(CloseReason.REPLACED, "a newer connection of this agent")
+        return newest
 
     def _authenticate(self, connection: Connection, event: AuthenticationRequested, began_ns: int) -> None:
         request = event.request
@@ -301,27 +330,27 @@ class ConnectionManager:
         self._tell(connection, Authenticated(found.label, request.client_type, instance, age_s))
         self._count(connection, MessageType.AUTH_REQUEST, event.size_bytes, began_ns)
         self._arm(connection)
-        if found.role is Role.AGENT:
-            key = _agent_key(found)
-            older = self._agents.get(key)
-            self._agents[key] = connection
-            if older is not None:
-                older.close(CloseReason.REPLACED, "a newer connection of this agent")
+        self._is_newest(connection, found)
+        if self.watcher is not None:
+            self.watcher.came(connection)
         self._handler.authenticated(connection, request)
 
-    def _received(self, connection: Connection, event: Received, began_ns: int) -> None:
-        kind = event.message.message_type
+    def _received(self, connection: Connection, event: Received, began_ns: int) -> int:
+        """Returns when it was done."""
+        kind = event.message_type
         if kind is MessageType.HEARTBEAT:
             if isinstance(event.payload, Heartbeat):
                 connection.heartbeat_sequence = event.payload.sequence
         elif kind is not MessageType.CONNECTION_CLOSE:
             self._handler.received(connection, event)
-        self._count(connection, kind, event.size_bytes, began_ns)
+        return self._count(connection, kind, event.size_bytes, began_ns)
 
     def _end(self, connection: Connection, reason: CloseReason) -> None:
         """Close the books on a connection, and then its socket."""
         if self._live.pop(connection.number, None) is None:
             return
+        if self.watcher is not None and connection.authenticated:
+            self.watcher.ended(connection)
         now = time.monotonic()
         connection.shut(linger=self._closing or len(self._sockets) - len(self._live) <= MAX_LINGERING)
         if connection.linger_until < inf:
@@ -341,39 +370,27 @@ class ConnectionManager:
         for listener in self._listeners:
             listener(connection.connection_id, event)
 
-    def _count(self, connection: Connection, kind: MessageType, size_bytes: int, began_ns: int) -> None:
+    def _count(self, connection: Connection, kind: MessageType, size_bytes: int, began_ns: int) -> int:
+        """An incoming message has been handled, now; returns the time."""
+        now_ns = time.monotonic_ns()
         if self._monitoring is not None:
-            took_ns = time.monotonic_ns() - began_ns
+            took_ns = now_ns - began_ns
             self._monitoring.record_message_event(connection.number, kind, Direction.INCOMING, size_bytes, took_ns)
         for listener in self._listeners:
             listener(connection.connection_id, MessageReceived(kind, size_bytes))
+        return now_ns
 
-    # -------------------------------------------------------------------------------------------------------- timers
+    # ---------------------------------------------------------------------------------------------------------- time
 
     def _arm(self, connection: Connection) -> None:
         """Look at the connection when it next wants it. Its deadline mostly moves away: then it is put back later."""
-        when = connection.next_deadline()
-        self._deadlines.advance(connection.number, when)
-        if when < self._wake_at - TIMER_GRAIN_S:
-            self._wake(when)
+        self._alarm.advance(connection.number, connection.next_deadline())
 
-    def _wake(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._wake_at = when
-        self._timer = self._loop.call_later(max(TIMER_GRAIN_S, when - time.monotonic()), self._on_timer)
-
-    def _on_timer(self) -> None:
-        now = time.monotonic()
-        for number in self._deadlines.due(now):
-            connection = self._sockets[number]
-            if connection.next_deadline() <= now:
-                self.happened(connection, connection.expire(now), time.monotonic_ns())
-            self._deadlines.set(number, connection.next_deadline())
-        self._timer = None
-        self._wake_at = inf
-        if len(self._deadlines):
-            self._wake(self._deadlines.next())
+    def _due(self, number: int, now: float) -> float:
+        connection = self._sockets[number]
+        if connection.next_deadline() <= now:
+            self.happened(connection, connection.expire(now), time.monotonic_ns())
+        return connection.next_deadline()
 
 
 def _agent_key(peer: Identity) -> object:

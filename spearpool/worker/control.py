@@ -6,6 +6,7 @@ replies to wait for except `ExternalRow`, which answers `ExternalAgent` by its `
 
 from __future__ import annotations
 
+import signal
 import socket
 
 from spearpool.channel import Channel
@@ -14,18 +15,24 @@ from spearpool.packing import Packer, Record
 
 __all__ = [
     "EXIT_CANNOT_START",
+    "STACKS_SIGNAL",
     "Claim",
     "Disown",
     "Drain",
     "Drained",
+    "Emptied",
+    "Empty",
     "ExternalAgent",
     "ExternalRow",
     "FromWorker",
     "Key",
     "Leave",
+    "LeaveWanted",
     "Link",
     "Ready",
     "Released",
+    "Rescue",
+    "RescueOver",
     "Revocations",
     "RowCleared",
     "Setup",
@@ -42,6 +49,9 @@ __all__ = [
 
 EXIT_CANNOT_START = 78
 """Exit code (EX_CONFIG) of a worker that cannot serve at all: while the pool starts, the start fails with it."""
+
+STACKS_SIGNAL = signal.SIGUSR2
+"""Has a worker that is ready write the stacks of its threads to its log, whatever it is doing, and go on."""
 
 
 class Key(Record, frozen=True):
@@ -64,11 +74,26 @@ class Setup(Record, frozen=True):
 
 
 class Link(Record, frozen=True):
-    """A link to a neighbour; descriptor: our end of the stream. An older link to that slot is over."""
+    """A link to a neighbour; descriptors: our ends of the stream and of the channel for hand-over.
+
+    An older link to that slot is over.
+    """
 
     slot: int
     seat: int
     incarnation: int
+
+
+class Rescue(Record, frozen=True):
+    """Accept for this slot as well: its own worker is not there; descriptor: the slot's listener."""
+
+    slot: int
+
+
+class RescueOver(Record, frozen=True):
+    """The slot has a worker again: close its listener."""
+
+    slot: int
 
 
 class Disown(Record, frozen=True):
@@ -122,6 +147,15 @@ class Drain(Record, frozen=True):
     deadline_s: float
 
 
+class Empty(Record, frozen=True):
+    """A planned leave; others go on serving. Stop accepting, and give up every connection at a moment when nothing is
+    under way on it: to a neighbour, else it is closed. Refuse nothing until then; at the latest after `deadline_s` say
+    `Emptied`.
+    """
+
+    deadline_s: float
+
+
 class Leave(Record, frozen=True):
     """Close everything and exit 0."""
 
@@ -171,8 +205,35 @@ class Drained(Record, frozen=True):
     abandoned: int
 
 
-ToWorker = Setup | Link | Disown | RowCleared | ExternalRow | SignalAgent | TaskState | Revocations | Drain | Leave
-FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained
+class Emptied(Record, frozen=True):
+    """No connection is left, or the deadline passed: how many were handed over, how many we closed, and how many
+    executions had to be awaited."""
+
+    handed_over: int
+    closed: int
+    awaited: int
+
+
+class LeaveWanted(Record, frozen=True):
+    """Somebody sent this worker SIGTERM: it asks for an heir, and to be told to empty itself."""
+
+
+ToWorker = (
+    Setup
+    | Link
+    | Rescue
+    | RescueOver
+    | Disown
+    | RowCleared
+    | ExternalRow
+    | SignalAgent
+    | TaskState
+    | Revocations
+    | Drain
+    | Empty
+    | Leave
+)
+FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained | Emptied | LeaveWanted
 
 _TO_WORKER: Packer[ToWorker] = Packer(ToWorker)
 _FROM_WORKER: Packer[FromWorker] = Packer(FromWorker)
@@ -182,7 +243,7 @@ SupervisorEnd = Channel[FromWorker, ToWorker]
 
 
 def worker_end(sock: socket.socket) -> WorkerEnd:
-    return Channel(sock, _TO_WORKER, _FROM_WORKER)
+    return Channel(sock, _TO_WORKER, _FROM_WORKER, may_lack_fds=True)
 
 
 def supervisor_end(sock: socket.socket) -> SupervisorEnd:

@@ -6,12 +6,14 @@ entries are in the majority the heap is made anew.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Generic, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["Alarm", "Deadlines"]
 
 K = TypeVar("K", int, str)
 
@@ -60,3 +62,46 @@ class Deadlines(Generic[K]):
             if self._when.get(key) == when:
                 del self._when[key]
                 yield key
+
+
+class Alarm(Generic[K]):
+    """One timer for many deadlines, all kept to within `grain_s`: a wake-up serves whatever is due in that time.
+
+    `due(key, now)` is called for each, and returns when it wants to be called next.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, grain_s: float, due: Callable[[K, float], float]) -> None:
+        self._loop = loop
+        self._grain_s = grain_s
+        self._due: Callable[[K, float], float] = due
+        self._deadlines: Deadlines[K] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = inf
+
+    def advance(self, key: K, when: float) -> None:
+        """Call for the key at that time, unless it is due earlier."""
+        self._deadlines.advance(key, when)
+        if when < self._wake_at - self._grain_s:
+            self._wake(when)
+
+    def discard(self, key: K) -> None:
+        self._deadlines.discard(key)
+
+    def cancel(self) -> None:
+        """Call for nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wake(self, when: float) -> None:
+        self.cancel()
+        self._wake_at = when
+        self._timer = self._loop.call_later(max(self._grain_s, when - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        now = time.monotonic()
+        for key in self._deadlines.due(now):
+            self._deadlines.set(key, self._due(key, now))
+        self._timer = None
+        self._wake_at = inf
+        if len(self._deadlines):
+            self._wake(self._deadlines.next())

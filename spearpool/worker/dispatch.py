@@ -2,13 +2,22 @@
 
 A client's execution goes to an agent of this worker that has free capacity; else to the neighbour that shows most of it
 for the task on the board; else it waits in the task's queue here. A neighbour's execution has made its one hop: it is
-executed at once or refused, and its origin queues it. Three things see to it that nothing waits beside free capacity:
+executed here or refused, and then its origin queues it.
 
-- an answer that comes back over a link says by itself that its sender has a place free;
-- a worker whose capacity becomes free while it has no queue nudges the neighbour with the longest one;
-- whoever has a queue reads the board again every 10 ms, because between "I saw nobody free" and "I saw nobody waiting"
-  two processors may each miss the other's last store. To keep that rare, a worker writes its own row of the board
-  before it reads the others'.
+Of all that wait in the pool the first come is served first, give or take `PATIENCE_S`. Each row of the board says since
+when the head of the worker's queue has waited. A worker whose place becomes free nudges the neighbour that has waited
+longest, if that is longer than its own queue. It does not keep the place for it: until the neighbour's execution
+arrives, its own go on, and then, if none is free, the *guest* waits here for the next place, before all others. So no
+place is ever idle for fairness' sake, and a neighbour that is slow, hung or dead costs nothing. Who was nudged answers
+with exactly one execution, or that it has none (`Unused`); that, and `MAX_INVITATIONS`, keeps count.
+
+Three things see to it that nothing waits beside free capacity:
+
+- an answer that comes back over a link says by itself that its sender has a place free, if its row says so, too;
+- a worker whose capacity becomes free while it has no queue nudges as well;
+- whoever has a queue or guests reads the board again every 10 ms, because between "I saw nobody free" and "I saw nobody
+  waiting" two processors may each miss the other's last store. To keep that rare, a worker writes its own row of the
+  board before it reads the others'. Guests go home when somebody else has free capacity: they may not hop again.
 
 Every method is one event and returns the instructions that the shell carries out, in order. Each accepted execution
 ends in exactly one `Answer` or `Finish`, each refused one in one `Refuse`; `executions.Place` shows the ways between.
@@ -18,7 +27,6 @@ for the agent to come back and name it, and then ends with an unknown outcome.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from spearpool.errors import ErrorCode
@@ -32,22 +40,18 @@ from .executions import (
     Answer,
     Ending,
     Execution,
-    Finish,
     Located,
     Mislaid,
     Place,
     Refuse,
     Relay,
-    Terminate,
-    TerminateRemote,
 )
 from .lane import Lane
 from .neighbours import Board, Neighbours
-from .placement import Placement
+from .placement import REREAD_S, Placement
 
 __all__ = ["REREAD_S", "Dispatcher"]
 
-REREAD_S = 0.010
 RETRY_AFTER_MS = (50, 10_000)
 """Least and most that an overloaded worker asks a client to wait."""
 
@@ -61,41 +65,54 @@ class Dispatcher:
         self._lanes = {name: Lane(name, index) for index, name in enumerate(tasks)}
         self._neighbours = Neighbours(slot, board)
         self._books = Books(self._lanes, self._neighbours)
-        self._reread_at = math.inf
-        self._placement = Placement(self._books, self._neighbours, board)
+        self._placement = Placement(self._lanes, self._books, self._neighbours, board)
 
     # ------------------------------------------------------------------------------------------------------ executions
 
     def submit(self, execution: Execution, now: float) -> list[Action]:
         """A client's execution, or a neighbour's (`source` is its slot then)."""
+        actions: list[Action] = []
         lane = self._lanes.get(execution.task)
         if lane is None:
-            return [Refuse(execution, ErrorCode.UNKNOWN, f"no task is named {execution.task!r}")]
-        if self._placement.draining and execution.source == CLIENT:
-            return [Refuse(execution, ErrorCode.DRAINING, "the pool is draining")]
-        actions: list[Action] = []
-        if lane.queue or not self._placement.find_place(lane, execution, actions):
+            actions.append(Refuse(execution, ErrorCode.UNKNOWN, f"no task is named {execution.task!r}"))
+        elif execution.source == CLIENT:
+            self._accept(lane, execution, now, actions)
+        else:
+            self._placement.take_in(lane, execution, now, actions)
+        if execution.source != CLIENT:
+            self._neighbours.count_in(execution.source)
+        return actions
+
+    def _accept(self, lane: Lane, execution: Execution, now: float, actions: list[Action]) -> None:
+        place = self._placement
+        if place.draining:
+            actions.append(Refuse(execution, ErrorCode.DRAINING, "the pool is draining"))
+            return
+        found = not lane.queue and (
+            place.place_here(lane, execution, actions) or place.place_there(lane, execution, actions)
+        )
+        if not found:
             refusal = self._refusal(lane, execution, now)
             if refusal is not None:
-                return [refusal]
-            self._enqueue(lane, execution, now)
+                actions.append(refusal)
+                return
+            place.wait(lane, execution, now)
             if len(lane.queue) == 1:  # only now does our row say that we wait: look again for who became free meanwhile
-                self._placement.pump(lane, actions)
+                place.pump(lane, actions)
         self._books.accept(execution)
-        self._placement.publish(lane)
-        return actions
+        place.publish(lane)
 
     def cancel(self, execution_id: str, origin: object) -> list[Action]:
         """`origin` does not want its execution any more. Nothing happens when it has ended, or is somebody else's."""
         execution = self._books.executions.get(execution_id)
         if execution is None or execution.origin is not origin:
             return []
-        return self._give_up(execution, Ending.CANCELLED)
+        return self._placement.give_up(execution, Ending.CANCELLED)
 
     def abandon(self, executions: Iterable[Execution]) -> list[Action]:
         """Their client is gone: those that wait in the queue are dropped, the others run to their end unheard."""
         queued = [execution for execution in executions if execution.place is Place.QUEUED]
-        return [action for execution in queued for action in self._give_up(execution, Ending.CANCELLED)]
+        return [action for execution in queued for action in self._placement.give_up(execution, Ending.CANCELLED)]
 
     # ---------------------------------------------------------------------------------------------------------- agents
 
@@ -114,8 +131,7 @@ class Dispatcher:
             slot = self._neighbour_of(execution_id)
             if slot is not None:
                 actions.append(Located(slot, execution_id))
-        self._placement.pump(lane, actions)
-        self._placement.offer(lane, actions)
+        self._placement.use_free(lane, actions)
         return actions
 
     def agent_left(self, agent: Agent, now: float) -> list[Action]:
@@ -132,16 +148,24 @@ class Dispatcher:
         self._placement.publish(lane)
         return actions
 
-    def agent_retired(self, agent: Agent) -> None:
-        """It is about to leave: it finishes what it has and gets nothing more."""
+    def agent_retired(self, agent: Agent, *, for_good: bool = True) -> None:
+        """It is about to leave (or to move): it finishes what it has and gets nothing more, or not until it resumes."""
         lane = self._lanes[agent.task]
-        lane.retire(agent)
+        lane.retire(agent) if for_good else lane.suspend(agent)
         self._placement.publish(lane)
+
+    def agent_resumed(self, agent: Agent) -> list[Action]:
+        """It stays here after all."""
+        actions: list[Action] = []
+        lane = self._lanes[agent.task]
+        lane.resume(agent)
+        self._placement.use_free(lane, actions)
+        return actions
 
     def agent_gone(self, who: object) -> list[Action]:
         """The agent's process is dead: it will not come back and name what it had."""
         gone = [execution for execution in self._books.lost.values() if execution.who == who]
-        return [action for execution in gone for action in self._give_up(execution, Ending.OUTCOME_UNKNOWN)]
+        return [action for execution in gone for action in self._placement.give_up(execution, Ending.OUTCOME_UNKNOWN)]
 
     def answered(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
         """An agent's final answer to one of the ids in its `running`."""
@@ -158,8 +182,7 @@ class Dispatcher:
             if slot is not None:
                 told = slot
                 actions.append(Relay(slot, execution_id, response))
-        self._placement.serve(lane, actions)
-        self._placement.offer(lane, actions, told)
+        self._placement.use_free(lane, actions, told)
         return actions
 
     def answered_late(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
@@ -192,20 +215,21 @@ class Dispatcher:
         """There is a link to the worker in `slot`; an earlier one has been reported down."""
         self._neighbours.add(slot)
         if self._books.queued:
-            self._reread_at = min(self._reread_at, now + REREAD_S)
+            self._placement.reread_at = min(self._placement.reread_at, now + REREAD_S)
         actions: list[Action] = []
         for lane in self._lanes.values():
             held = [name for agent in lane.agents for name, execution in agent.running.items() if execution is None]
             actions += [Located(slot, name) for name in held if self._neighbour_of(name) == slot]
             self._placement.pump(lane, actions)
-            self._placement.offer(lane, actions)
+            self._placement.use_free(lane, actions)
         return actions
 
     def link_down(self, slot: int, now: float) -> list[Action]:
         """The neighbour is gone. What it had may have been started: wait for the agents to come back."""
         for execution in self._neighbours.remove(slot):
             self._books.lose(execution, now)
-        return []
+        guests = [guest for lane in self._lanes.values() for guest in lane.guests.values() if guest.source == slot]
+        return [action for guest in guests for action in self._placement.give_up(guest, Ending.CANCELLED)]
 
     def neighbour_answered(
         self, slot: int, execution_id: str, response: object, *, unknown: bool = False
@@ -226,29 +250,40 @@ class Dispatcher:
         lane = self._lanes[execution.task]
         neighbour = self._neighbours.get(slot)
         if neighbour is not None:
-            neighbour.credit(lane.index)
-            if lane.queue and self._placement.is_longest(lane):
+            neighbour.refusing.discard(lane.index)
+            if lane.queue and self._placement.is_neediest(lane):
                 self._placement.pump(lane, actions)
         return actions
 
     def bounced(self, slot: int, execution_id: str, now: float) -> list[Action]:
         """The neighbour had no place after all: nothing was started."""
         neighbour = self._neighbours.get(slot)
-        execution = None if neighbour is None else neighbour.forwarded.pop(execution_id, None)
+        execution = None if neighbour is None else neighbour.give_back(execution_id)
         if neighbour is None or execution is None:
             return []
         lane = self._lanes[execution.task]
-        neighbour.refused(lane.index)
+        neighbour.refusing.add(lane.index)  # it is not asked again at once
         return self._again(lane, execution, now)
 
     def nudged(self, slot: int, task: str) -> list[Action]:
-        """The neighbour has free capacity for a task."""
-        actions: list[Action] = []
+        """The neighbour takes one execution of a task, wherever it has to wait there."""
         lane = self._lanes.get(task)
         neighbour = self._neighbours.get(slot)
-        if lane is not None and neighbour is not None and lane.queue:
-            neighbour.credit(lane.index)
-            self._placement.pump(lane, actions)
+        if lane is None or neighbour is None:
+            return []
+        actions: list[Action] = []
+        neighbour.refusing.discard(lane.index)
+        self._placement.accept_invitation(lane, neighbour, actions)
+        self._placement.pump(lane, actions)
+        return actions
+
+    def unused(self, slot: int, task: str) -> list[Action]:
+        """The neighbour had nothing that it could send when it was nudged."""
+        lane = self._lanes.get(task)
+        neighbour = self._neighbours.get(slot)
+        actions: list[Action] = []
+        if lane is not None and neighbour is not None and neighbour.comes(lane.index) and lane.free:
+            self._placement.offer(lane, actions, told=slot)
         return actions
 
     def located(self, slot: int, execution_id: str) -> list[Action]:
@@ -257,13 +292,13 @@ class Dispatcher:
         neighbour = self._neighbours.get(slot)
         if execution is not None and neighbour is not None and execution.place in {Place.LOST, Place.FORWARDED}:
             self._books.detach(execution)
-            neighbour.hand(execution, self._lanes[execution.task].index)
+            neighbour.hand(execution)
         return []
 
     def mislaid(self, slot: int, execution_id: str, now: float) -> list[Action]:
         """That agent is gone from the neighbour again."""
         neighbour = self._neighbours.get(slot)
-        execution = None if neighbour is None else neighbour.forwarded.pop(execution_id, None)
+        execution = None if neighbour is None else neighbour.give_back(execution_id)
         if execution is not None:
             self._books.lose(execution, now)
         return []
@@ -277,8 +312,8 @@ class Dispatcher:
         if lane is not None:
             lane.available, lane.reason = available, reason
             while lane.queue and not available:
-                actions.append(self._turn_away(next(iter(lane.queue.values())), ErrorCode.DRAINING, reason))
-            self._placement.publish(lane)
+                waiting = next(iter(lane.queue.values()))
+                actions.append(self._placement.turn_away(waiting, ErrorCode.DRAINING, reason))
         return actions
 
     def drain(self) -> None:
@@ -290,9 +325,9 @@ class Dispatcher:
         actions: list[Action] = []
         for execution in list(self._books.executions.values()):
             if execution.place is Place.QUEUED:
-                actions.append(self._turn_away(execution, ErrorCode.DRAINING, "the pool is stopping"))
+                actions.append(self._placement.turn_away(execution, ErrorCode.DRAINING, "the pool is stopping"))
             else:
-                actions += self._give_up(execution, Ending.OUTCOME_UNKNOWN)
+                actions += self._placement.give_up(execution, Ending.OUTCOME_UNKNOWN)
         return actions
 
     @property
@@ -302,7 +337,7 @@ class Dispatcher:
 
     def next_deadline(self) -> float:
         """When `expire` is to be called next (monotonic seconds, inf for never)."""
-        return min(self._books.due.next(), self._reread_at)
+        return min(self._books.due.next(), self._placement.reread_at)
 
     def expire(self, now: float) -> list[Action]:
         """Deadlines that have passed, and the next look at the board while something waits."""
@@ -310,12 +345,9 @@ class Dispatcher:
         for execution_id in self._books.due.due(now):
             execution = self._books.executions[execution_id]
             late = execution.deadline <= now
-            actions += self._give_up(execution, Ending.TIMED_OUT if late else Ending.OUTCOME_UNKNOWN)
-        if self._reread_at <= now:
-            self._neighbours.start_afresh()
-            for lane in self._lanes.values():
-                self._placement.pump(lane, actions)
-            self._reread_at = now + REREAD_S if self._books.queued and self._neighbours else math.inf
+            actions += self._placement.give_up(execution, Ending.TIMED_OUT if late else Ending.OUTCOME_UNKNOWN)
+        if self._placement.reread_at <= now:
+            self._placement.reread(now, actions)
         return actions
 
     def snapshot(self) -> DispatchSnapshot:
@@ -324,9 +356,7 @@ class Dispatcher:
     # ----------------------------------------------------------------------------------------------- refusing, ending
 
     def _refusal(self, lane: Lane, execution: Execution, now: float) -> Refuse | None:
-        """Why an execution that nobody can take now may not wait here, or None."""
-        if execution.source != CLIENT:
-            return Refuse(execution, ErrorCode.OVERLOADED, "no free capacity here")
+        """Why a client's execution that nobody can take now may not wait here, or None."""
         if not lane.available:
             return Refuse(execution, ErrorCode.DRAINING, lane.reason)
         too_many = self._books.queued >= self._max_queued
@@ -346,41 +376,16 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------ from place to place
 
-    def _enqueue(self, lane: Lane, execution: Execution, now: float, *, first: bool = False) -> None:
-        self._books.enqueue(lane, execution, now, first=first)
-        if self._neighbours:
-            self._reread_at = min(self._reread_at, now + REREAD_S)
-
     def _again(self, lane: Lane, execution: Execution, now: float) -> list[Action]:
         """It was not started: it goes to the head of the queue, or back to the neighbour whose queue it is in."""
         if execution.source != CLIENT:
-            return [self._turn_away(execution, ErrorCode.OVERLOADED, "no free capacity here")]
+            return [self._placement.send_home(execution)]
         actions: list[Action] = []
-        self._enqueue(lane, execution, now, first=True)
+        self._placement.wait(lane, execution, now, first=True)
         self._placement.pump(lane, actions)
         if execution.place is Place.QUEUED and not lane.available:
-            actions.append(self._turn_away(execution, ErrorCode.DRAINING, lane.reason))
+            actions.append(self._placement.turn_away(execution, ErrorCode.DRAINING, lane.reason))
         return actions
-
-    def _give_up(self, execution: Execution, ending: Ending) -> list[Action]:
-        """End it without an answer, and tell whoever works on it that nobody waits any more."""
-        actions: list[Action] = []
-        if execution.place is Place.FORWARDED:
-            actions.append(TerminateRemote(execution.neighbour, execution.execution_id))
-        elif execution.agent is not None:
-            actions.append(Terminate(execution.agent, execution.execution_id))
-        self._books.detach(execution)
-        self._books.end(execution)
-        actions.append(Finish(execution, ending))
-        self._placement.publish(self._lanes[execution.task])
-        return actions
-
-    def _turn_away(self, execution: Execution, code: ErrorCode, message: str) -> Refuse:
-        if execution.place is Place.QUEUED:
-            self._books.detach(execution)
-            self._placement.publish(self._lanes[execution.task])
-        self._books.end(execution)
-        return Refuse(execution, code, message)
 
 
 def _may_reattach(execution: Execution, agent: Agent) -> bool:

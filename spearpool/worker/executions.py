@@ -34,6 +34,7 @@ __all__ = [
     "Relay",
     "Terminate",
     "TerminateRemote",
+    "Unused",
 ]
 
 CLIENT = -1
@@ -77,8 +78,8 @@ class Agent:
     """One agent's connection.
 
     `who` is equal for connections of the same agent. `running` holds the ids that use its capacity, with None those
-    that nobody here waits for. `instance` (its row) and `sent` (execution ids by the request ids that carried them
-    there) are the shell's.
+    that nobody here waits for; `held` is the capacity of one that is suspended. `instance` (its row) and `sent`
+    (execution ids by the request ids that carried them there) are the shell's.
     """
 
     connection: Any
@@ -86,6 +87,7 @@ class Agent:
     capacity: int
     who: object = None
     running: dict[str, Execution | None] = field(default_factory=dict)
+    held: int = 0
     instance: InstanceId | None = None
     sent: dict[int, str] = field(default_factory=dict)
 
@@ -165,7 +167,14 @@ class TerminateRemote(Record, frozen=True):
 
 
 class Nudge(Record, frozen=True):
-    """Tell the neighbour that there is free capacity here for the task it has queued."""
+    """Tell the neighbour that we take one of those that it has queued for the task. It sends one, or says `Unused`."""
+
+    slot: int
+    task: str
+
+
+class Unused(Record, frozen=True):
+    """Tell the neighbour that nobody waits here for the capacity that its nudge told us of."""
 
     slot: int
     task: str
@@ -193,4 +202,17 @@ class Relay(Record, frozen=True):
     response: Any
 
 
-Action = Dispatch | Forward | Answer | Finish | Refuse | Terminate | TerminateRemote | Nudge | Located | Mislaid | Relay
+Action = (
+    Dispatch
+    | Forward
+    | Answer
+    | Finish
+    | Refuse
+    | Terminate
+    | TerminateRemote
+    | Nudge
+    | Unused
+    | Located
+    | Mislaid
+    | Relay
+)

@@ -1,8 +1,8 @@
 """Links: the streams between this worker and its neighbours, and the board that they share.
 
-A link carries `SpearMessage` frames over a socketpair that the supervisor made and handed to both ends, so nobody has
-to authenticate. Its end of file says that the neighbour is dead (or has a new link). Every message names its execution
-by the `execution_id`; request ids are only numbers.
+A link carries `SpearMessage` frames of version 2 over a socketpair that the supervisor made and handed to both ends, so
+nobody has to authenticate, nor to agree on an encoding. Its end of file says that the neighbour is dead (or has a new
+link). Every message names its execution by the `execution_id`; request ids are only numbers.
 
 | message | means |
 |---|---|
@@ -10,7 +10,8 @@ by the `execution_id`; request ids are only numbers.
 | Error, `details` = execution id | refused: nothing was started |
 | ExecuteResponse, final | the answer; `error_code` 502 when the outcome is unknown |
 | Signal Terminate, `execution_id` | nobody waits for it any more |
-| Signal `@nudge`, `task_id` | there is free capacity here |
+| Signal `@nudge`, `task_id` | send me one of those that wait |
+| Signal `@unused`, `task_id` | there is none: the answer to a nudge that brings no ExecuteRequest |
 | Signal `@located`, `@mislaid`, `execution_id` | its agent came here; it is gone again |
 """
 
@@ -20,23 +21,24 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Protocol, cast
 
 from spearpool.errors import ErrorCode, RemoteProtocolError
 from spearpool.log import get_logger
 from spearpool.metrics import Board, Seat, SeatState
-from spearpool.protocol.codec import JSON_V1
+from spearpool.protocol.codec_v2 import MSGPACK_V2
 from spearpool.protocol.framing import FrameReader, frame
 from spearpool.protocol.messages import (
     Custom,
     ErrorMessage,
     ExecuteRequest,
     ExecuteResponse,
+    MessageType,
     Payload,
     Signal,
     SignalName,
-    SpearMessage,
 )
 
 from .outbox import Outbox
@@ -47,7 +49,7 @@ _ROOM_BYTES = 64 * 1024
 """How much larger a frame may be on a link than elsewhere: so what is passed on, with more fields, always fits."""
 
 
-_NUDGE, _LOCATED, _MISLAID = Custom("@nudge"), Custom("@located"), Custom("@mislaid")
+_NUDGE, _UNUSED, _LOCATED, _MISLAID = Custom("@nudge"), Custom("@unused"), Custom("@located"), Custom("@mislaid")
 
 
 class LinkHandler(Protocol):
@@ -64,6 +66,8 @@ class LinkHandler(Protocol):
     def link_cancelled(self, link: Link, execution_id: str, /) -> None: ...
 
     def link_nudged(self, link: Link, task: str, /) -> None: ...
+
+    def link_unused(self, link: Link, task: str, /) -> None: ...
 
     def link_located(self, link: Link, execution_id: str, /) -> None: ...
 
@@ -99,7 +103,7 @@ class Link(asyncio.Protocol):
     def reply(self, request_id: int, payload: Payload) -> None:
         """Queue a message; it is lost when the link is down."""
         if self._transport is not None:
-            self._outgoing.append(frame(JSON_V1.encode(payload, request_id, time.time_ns()), self._max_bytes))
+            self._outgoing.append(frame(MSGPACK_V2.encode(payload, request_id, time.time_ns()), self._max_bytes))
             self._outbox.post(self)
 
     def refuse(self, request_id: int, code: ErrorCode, message: str, details: str | None = None) -> None:
@@ -115,6 +119,9 @@ class Link(asyncio.Protocol):
 
     def nudge(self, task: str) -> None:
         self.reply(0, Signal(_NUDGE, task))
+
+    def unused(self, task: str) -> None:
+        self.reply(0, Signal(_UNUSED, task))
 
     def located(self, execution_id: str) -> None:
         self.reply(0, Signal(_LOCATED, execution_id=execution_id))
@@ -150,15 +157,15 @@ class Link(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (body := self._reader.next_frame()) is not None:
-                self._take(JSON_V1.decode(body))
+                self._take(*MSGPACK_V2.open(body))
         except RemoteProtocolError as error:
             get_logger(__name__).error("link broken", slot=self.slot, error=str(error))
             self.close()
 
-    def _take(self, message: SpearMessage) -> None:
-        match JSON_V1.decode_payload(message):
+    def _take(self, kind: MessageType, request_id: int, packed: bytes) -> None:
+        match MSGPACK_V2.decode_payload(kind, packed):
             case ExecuteRequest() as request:
-                self._handler.link_submitted(self, message.request_id, request)
+                self._handler.link_submitted(self, request_id, request)
             case ExecuteResponse(execution_id=str(name)) as response:
                 self._handler.link_answered(self, name, response)
             case ErrorMessage(details=str(name)):
@@ -167,6 +174,8 @@ class Link(asyncio.Protocol):
                 self._handler.link_cancelled(self, name)
             case Signal(signal_type, str(task)) if signal_type == _NUDGE:
                 self._handler.link_nudged(self, task)
+            case Signal(signal_type, str(task)) if signal_type == _UNUSED:
+                self._handler.link_unused(self, task)
             case Signal(signal_type, execution_id=str(name)) if signal_type == _LOCATED:
                 self._handler.link_located(self, name)
             case Signal(signal_type, execution_id=str(name)) if signal_type == _MISLAID:
@@ -192,6 +201,9 @@ class Links:
         self._outbox = outbox
         self._max_message_bytes = max_message_bytes
         self._by_slot: dict[int, Link] = {}
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(self._by_slot.values())
 
     def get(self, slot: int) -> Link | None:
         return self._by_slot.get(slot)
@@ -226,15 +238,34 @@ class SharedBoard:
         self._board = Board(seat.segment)
         self._neighbours: dict[int, Seat] = {}
 
-    def publish(self, task: int, free: int, queued: int) -> None:
-        self._seat.publish_capacity(self._columns[task], free, queued)
+    def publish(self, task: int, free: int, queued: int, since: float) -> None:
+        self._seat.publish_capacity(self._columns[task], free, queued, int(since * 1e9))
 
-    def read(self, slot: int, task: int) -> tuple[int, int]:
-        link = self._links.get(slot)
-        if link is None:
-            return 0, 0
-        free, queued = self._board.capacity(link.seat, self._columns[task])
-        return (0 if link.congested else free), queued
+    def free(self, task: int) -> dict[int, int]:
+        words = self._board.free(self._columns[task])
+        if not any(words):
+            return {}
+        return {link.slot: words[link.seat] for link in self._links if words[link.seat] and not link.congested}
+
+    def waiting(self, task: int, before: float) -> dict[int, float]:
+        words = self._board.since_ns(self._columns[task])
+        before_ns = before * 1e9
+        if min(filter(None, words), default=inf) >= before_ns:  # the usual case, on the way of every answer
+            return {}
+        return {link.slot: words[link.seat] * 1e-9 for link in self._links if 0 < words[link.seat] < before_ns}
+
+    def queued(self, slot: int, task: int) -> int:
+        _, queued = self._board.capacity(self._links.to(slot).seat, self._columns[task])
+        return queued
+
+    def publish_arrived(self, slot: int, count: int) -> None:
+        self._seat.publish_arrived(slot, count)
+
+    def arrived(self, slot: int) -> int:
+        return self._board.arrived(self._links.to(slot).seat, self._seat.index // 2)
+
+    def congested(self, slot: int) -> bool:
+        return self._links.to(slot).congested
 
     def leaving(self, slot: int) -> bool:
         link = self._links.get(slot)

@@ -9,10 +9,12 @@ The end of the control channel means that the supervisor is dead: nothing is wor
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import importlib
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -30,14 +32,19 @@ from spearpool.protocol.credentials import SecretValidator, TokenKey, Verifier
 from .connection_manager import ConnectionManager
 from .control import (
     EXIT_CANNOT_START,
+    STACKS_SIGNAL,
     Disown,
     Drain,
     Drained,
+    Empty,
     ExternalRow,
     FromWorker,
     Leave,
+    LeaveWanted,
     Link,
     Ready,
+    Rescue,
+    RescueOver,
     Revocations,
     RowCleared,
     Setup,
@@ -48,7 +55,9 @@ from .control import (
     WorkerEnd,
     worker_end,
 )
+from .mover import Mover
 from .outbox import Outbox
+from .rescue import Rescuer
 from .task_execution import TaskExecutionManager
 
 try:
@@ -65,15 +74,23 @@ SETUP_TIMEOUT_S = 30.0
 LEAVE_GRACE_S = 1.0
 """How long peers may take to go when the worker leaves."""
 
+COLLECT_AFTER = (10_000, 20, 50)
+"""Thresholds of the garbage collector. Only a connection that has ended is ever garbage in a cycle; with the defaults
+it would look for some at every tenth execution."""
+
 EXIT_ORPHANED = 1
 """Exit code when the supervisor is gone; nobody is left to read it."""
 
 _QUEUE_BYTES = GAUGE["queue_bytes"]
 
+_DESCRIPTORS: dict[type, int] = {Link: 2, Rescue: 1}
+"""How many come with a record. A worker whose table of them is full does without the neighbour, and lives on."""
+
 
 def run(control: socket.socket) -> int:
     """Serve until told to leave; the exit code of the process. Does not return when the supervisor dies."""
     log.configure("worker", json_lines=not sys.stderr.isatty(), stream=sys.stderr)
+    faulthandler.register(STACKS_SIGNAL, file=2)  # in C: it works in a loop that never comes back to Python's handlers
     channel = worker_end(control)
     try:
         setup, listener, segment = _receive_setup(channel)
@@ -81,6 +98,7 @@ def run(control: socket.socket) -> int:
         return EXIT_ORPHANED
     log.configure(f"worker {setup.slot}", json_lines=not sys.stderr.isatty(), stream=sys.stderr)
     gc.freeze()  # what the fork brought along lives as long as this process
+    gc.set_threshold(*COLLECT_AFTER)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_serve(channel, setup, listener, segment))
 
@@ -134,6 +152,7 @@ class Worker:
         self._channel = channel
         self._seat = Seat(segment, setup.seat)
         self._left = asyncio.Event()
+        self._log = log.get_logger("worker")
         self._next_beat: asyncio.TimerHandle | None = None
         self._openings: set[asyncio.Task[None]] = set()
         outbox = Outbox(self._loop)
@@ -159,9 +178,12 @@ class Worker:
             slot=setup.slot,
             incarnation=setup.incarnation,
         )
+        self._mover = Mover(self._seat, self._connections, self._executions, monitoring)
+        self._rescuer = Rescuer(self._loop, self._connections.new_connection)
         self._incarnation = setup.incarnation
         agents = self._executions.agents
         self._heeds: dict[type, Callable[[Any], None]] = {
+            RescueOver: lambda record: self._rescuer.over(record.slot),
             Disown: agents.disown,
             RowCleared: agents.row_cleared,
             ExternalRow: agents.external_row,
@@ -169,6 +191,7 @@ class Worker:
             TaskState: self._set_task,
             Revocations: lambda record: self._connections.revoke(record.revoked),
             Drain: self._drain,
+            Empty: self._empty,
             Leave: lambda _record: self._left.set(),
         }
 
@@ -183,10 +206,15 @@ class Worker:
         self._seat.state = SeatState.READY
         self._tell(Ready(os.getpid()))
         self._loop.add_reader(self._channel.fileno(), self._hear)
+        self._loop.add_signal_handler(signal.SIGTERM, self._tell, LeaveWanted())
+        self._mover.start()
         await self._left.wait()
         self._seat.state = SeatState.LEAVING
+        self._mover.stop()
+        self._rescuer.close()
         self._executions.stop()
         await self._connections.close(grace_s=LEAVE_GRACE_S)
+        self._loop.remove_signal_handler(signal.SIGTERM)
         self._loop.remove_reader(self._channel.fileno())
         if self._next_beat is not None:
             self._next_beat.cancel()
@@ -210,7 +238,14 @@ class Worker:
             os._exit(EXIT_ORPHANED)
 
     def _heed(self, record: ToWorker, fds: list[int]) -> None:
-        if isinstance(record, Link):
+        if len(fds) < _DESCRIPTORS.get(type(record), 0):
+            self._log.warning("no descriptor is left for what the supervisor sent", record=type(record).__name__)
+            for fd in fds:
+                os.close(fd)
+        elif isinstance(record, Rescue):
+            self._rescuer.begin(record.slot, socket.socket(fileno=fds[0]))
+        elif isinstance(record, Link):
+            self._mover.handover.open(record.seat, fds[1])
             opening = self._loop.create_task(self._executions.links.open(record.slot, record.seat, fds[0]))
             self._openings.add(opening)
             opening.add_done_callback(self._openings.discard)
@@ -240,7 +275,14 @@ class Worker:
     def _drain(self, record: Drain) -> None:
         self._seat.state = SeatState.LEAVING
         self._connections.stop_listening()
+        self._rescuer.close()
         self._executions.drain(record.deadline_s, lambda abandoned: self._tell(Drained(abandoned)))
+
+    def _empty(self, record: Empty) -> None:
+        self._seat.state = SeatState.LEAVING
+        self._connections.stop_listening()
+        self._rescuer.close()
+        self._mover.empty(record.deadline_s, self._tell)
 
 
 def _verifier(setup: Setup, settings: Settings, segment: Segment) -> Verifier:

@@ -1,75 +1,111 @@
-"""What a dispatcher knows of the other workers: what it gave them, and how much capacity they have to give.
+"""What a dispatcher knows of the other workers: what it gave them, what it promised them, and what they have to give.
 
 The board is read, never waited for; being out of date costs a refused hop or a wait of 10 ms, never an execution.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
-from .executions import CLIENT, Execution, Place
+from .executions import Execution, Place
 
-__all__ = ["Board", "Neighbour", "Neighbours"]
+__all__ = ["MAX_INVITATIONS", "Board", "Neighbour", "Neighbours"]
+
+MAX_INVITATIONS = 16
+"""How many nudges a neighbour may owe us an execution for: what a link's delay keeps on its way, and no more, so that a
+worker that hung for a while does not come back with its whole queue."""
 
 
 class Board(Protocol):
     """The board, seen from one worker. The dispatcher touches it itself: the order of store and loads matters."""
 
-    def publish(self, task: int, free: int, queued: int) -> None:
-        """Store our own row's two words for a task."""
+    def publish(self, task: int, free: int, queued: int, since: float) -> None:
+        """Store our own row for a task. `since` is when the head of our queue was received, 0 without a queue."""
         ...
 
-    def read(self, slot: int, task: int) -> tuple[int, int]:
-        """Free capacity and queue length of the neighbour in `slot`."""
+    def free(self, task: int) -> Mapping[int, int]:
+        """Free capacity by slot, of the neighbours that have some and read what is written to them."""
+        ...
+
+    def waiting(self, task: int, before: float) -> Mapping[int, float]:
+        """Since when the head of its queue has waited, by slot, of the neighbours where that is before then."""
+        ...
+
+    def queued(self, slot: int, task: int) -> int:
+        """How many executions wait at that neighbour."""
+        ...
+
+    def publish_arrived(self, slot: int, count: int) -> None:
+        """Store how many executions of that neighbour we have taken in (or refused) since there is a link to it."""
+        ...
+
+    def arrived(self, slot: int) -> int:
+        """How many of ours that neighbour has taken in."""
         ...
 
     def leaving(self, slot: int) -> bool:
         """Whether that neighbour is being emptied."""
         ...
 
+    def congested(self, slot: int) -> bool:
+        """Whether it does not read what we write to it."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Neighbour:
-    """What one neighbour got from us, and how much free capacity we believe it has, by task.
+    """What one neighbour got from us, and we from it.
 
-    Its word on the board does not yet count what is on its way to it. So an increase adds to the estimate, a decrease
-    only caps it, each forwarded execution takes one off, and every re-read of the board starts afresh.
+    Its row does not count yet what is on its way to it. How much that is, is known exactly: a link keeps the order, we
+    number what we send, and the neighbour publishes how many it has taken in, always after the row that counts them.
     """
 
     slot: int
-    board: Board
     forwarded: dict[str, Execution] = field(default_factory=dict)
-    _words: dict[int, int] = field(default_factory=dict)
-    _estimates: dict[int, int] = field(default_factory=dict)
+    came: int = 0
+    invited: Counter[int] = field(default_factory=Counter)
+    refusing: set[int] = field(default_factory=set)
+    on_its_way: dict[str, tuple[int, int]] = field(default_factory=dict)  # the number of each, and its task
+    _sent: int = 0
 
-    def free(self, task: int) -> int:
-        word, _ = self.board.read(self.slot, task)
-        before = self._words.get(task, 0)
-        if word != before:
-            self._words[task] = word
-            estimate = self._estimates.get(task, 0)
-            self._estimates[task] = estimate + word - before if word > before else min(estimate, word)
-        return self._estimates.get(task, 0)
-
-    def hand(self, execution: Execution, task: int) -> None:
-        """The execution is there from now on, and takes one place of what we believed to be free."""
+    def hand(self, execution: Execution) -> None:
+        """The execution is there from now on."""
         execution.place, execution.agent, execution.who = Place.FORWARDED, None, None
         execution.neighbour = self.slot
         self.forwarded[execution.execution_id] = execution
-        self._estimates[task] = max(0, self._estimates.get(task, 0) - 1)
 
-    def credit(self, task: int) -> None:
-        """It said that one place became free."""
-        before = self._estimates.get(task, 0)
-        self._estimates[task] = min(max(self.free(task), before + 1), self._words.get(task, 0))
+    def send(self, execution: Execution, task: int) -> None:
+        """The same, and it has to get there first."""
+        self.hand(execution)
+        self._sent += 1
+        self.on_its_way[execution.execution_id] = (self._sent, task)
 
-    def refused(self, task: int) -> None:
-        self._estimates[task] = 0
+    def give_back(self, execution_id: str) -> Execution | None:
+        """It is not there any more; None when it was not."""
+        self.on_its_way.pop(execution_id, None)
+        return self.forwarded.pop(execution_id, None)
 
-    def start_afresh(self) -> None:
-        self._words.clear()
-        self._estimates.clear()
+    def settle(self, count: int) -> None:
+        """The neighbour has taken in the first `count` of what we sent."""
+        while self.on_its_way:
+            first = next(iter(self.on_its_way))
+            if self.on_its_way[first][0] > count:
+                break
+            del self.on_its_way[first]
+
+    def coming(self, task: int) -> int:
+        """How many executions of a task are on their way to it."""
+        return sum(theirs == task for _, theirs in self.on_its_way.values())
+
+    def comes(self, task: int) -> bool:
+        """It sent an execution, or word that it has none: whether that answers a nudge of ours."""
+        invited = self.invited[task] > 0
+        self.invited[task] -= invited
+        return invited
 
 
 class Neighbours:
@@ -78,49 +114,68 @@ class Neighbours:
     def __init__(self, slot: int, board: Board) -> None:
         self._slot = slot
         self._board = board
-        self._by_slot: dict[int, Neighbour] = {}
+        self.by_slot: dict[int, Neighbour] = {}
 
     def __contains__(self, slot: object) -> bool:
-        return slot in self._by_slot
+        return slot in self.by_slot
 
     def __len__(self) -> int:
-        return len(self._by_slot)
+        return len(self.by_slot)
+
+    def __iter__(self) -> Iterator[Neighbour]:
+        return iter(self.by_slot.values())
 
     def __getitem__(self, slot: int) -> Neighbour:
-        return self._by_slot[slot]
+        return self.by_slot[slot]
 
     def get(self, slot: int) -> Neighbour | None:
-        return self._by_slot.get(slot)
+        return self.by_slot.get(slot)
 
     def add(self, slot: int) -> None:
-        self._by_slot[slot] = Neighbour(slot, self._board)
-        self._by_slot = dict(sorted(self._by_slot.items(), key=lambda item: (item[0] < self._slot, item[0])))
+        self._board.publish_arrived(slot, 0)
+        self.by_slot[slot] = Neighbour(slot)
+        self.by_slot = dict(sorted(self.by_slot.items(), key=lambda item: (item[0] < self._slot, item[0])))
+
+    def count_in(self, slot: int) -> None:
+        """We have taken in (or refused) an execution from there. To be called when our row counts it."""
+        neighbour = self.by_slot.get(slot)
+        if neighbour is not None:
+            neighbour.came += 1
+            self._board.publish_arrived(slot, neighbour.came)
 
     def remove(self, slot: int) -> list[Execution]:
         """The executions that were there."""
-        neighbour = self._by_slot.pop(slot, None)
+        neighbour = self.by_slot.pop(slot, None)
         return [] if neighbour is None else list(neighbour.forwarded.values())
 
-    def freest(self, task: int, *, draining: bool) -> Neighbour | None:
-        """The one with most free capacity. A worker that leaves gets work only from others that leave."""
+    def freest(self, task: int, *, draining: bool) -> tuple[Neighbour | None, int]:
+        """The one with most free capacity, and how much. A worker that leaves gets work only from others that leave."""
+        for neighbour in self.by_slot.values():
+            if neighbour.on_its_way:  # this word first: the row that is read after it counts all that have arrived
+                neighbour.settle(self._board.arrived(neighbour.slot))
+        rows = self._board.free(task)
         best, most = None, 0
-        for neighbour in self._by_slot.values():
-            free = neighbour.free(task)
-            if free > most and (draining or not self._board.leaving(neighbour.slot)):
-                best, most = neighbour, free
+        if rows:
+            for slot, neighbour in self.by_slot.items():
+                free = rows.get(slot, 0) - neighbour.coming(task)
+                if free > most and task not in neighbour.refusing and (draining or not self._board.leaving(slot)):
+                    best, most = neighbour, free
+        return best, most
+
+    def neediest(self, task: int, waiting: Mapping[int, float], *, draining: bool) -> Neighbour | None:
+        """Of those that the board says wait, the one that waits longest and may be invited once more."""
+        best, since = None, inf
+        for slot, theirs in waiting.items():
+            neighbour = self.by_slot.get(slot)
+            if neighbour is None or theirs >= since:
+                continue
+            if draining and not self._board.leaving(slot):
+                continue  # it would not forward to a worker that leaves
+            if neighbour.invited[task] < min(MAX_INVITATIONS, self._board.queued(slot, task)):
+                best, since = neighbour, theirs
         return best
 
-    def longest(self, task: int, preferred: int, *, draining: bool) -> tuple[int, int]:
-        """Slot and length of the longest queue, `CLIENT` and 0 when there is none; `preferred` wins a tie."""
-        slot, most = CLIENT, 0
-        for neighbour in self._by_slot:
-            _, queued = self._board.read(neighbour, task)
-            if queued > most or (queued == most > 0 and neighbour == preferred):
-                if draining and not self._board.leaving(neighbour):
-                    continue  # it would not forward to a worker that leaves
-                slot, most = neighbour, queued
-        return slot, most
-
-    def start_afresh(self) -> None:
-        for neighbour in self._by_slot.values():
-            neighbour.start_afresh()
+    def reconsider(self) -> None:
+        """What was refused may be tried again."""
+        for neighbour in self.by_slot.values():
+            neighbour.refusing.clear()

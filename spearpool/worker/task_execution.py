@@ -29,12 +29,12 @@ from spearpool.protocol.messages import (
     ExecuteResponse,
     Signal,
     SignalName,
-    SpearMessage,
     StreamData,
 )
 from spearpool.protocol.session import Received
 
 from .agents import Agents
+from .belongings import Belongings
 from .connection import Connection
 from .control import FromWorker
 from .dispatch import Dispatcher
@@ -56,6 +56,7 @@ from .executions import (
     Relay,
     Terminate,
     TerminateRemote,
+    Unused,
 )
 from .links import Link, Links, SharedBoard
 from .outbox import Outbox
@@ -64,6 +65,9 @@ __all__ = ["TaskExecutionManager"]
 
 _TIMER_SLACK_S = 0.0005
 """Timers of uvloop count whole milliseconds and may fire this much early."""
+
+_FEW = 4
+"""With no more executions than this under way, nothing is gathered before it is written: there is no gain in it."""
 
 _NOT_STARTED = frozenset({ErrorCode.OVERLOADED, ErrorCode.DRAINING})
 """Errors by which an agent says that it has not begun."""
@@ -91,7 +95,8 @@ class TaskExecutionManager:
         segment = seat.segment
         self._prefix = (epoch, slot, incarnation)
         self._counter = 0
-        self._monitoring = monitoring
+        self._record_execution = monitoring.record_execution
+        self._outbox = outbox
         self._columns = {name: segment.task_index(name) for name in tasks}
         self._other_column = segment.layout.columns - 1
         self.links = Links(self, outbox, config.max_message_size)
@@ -107,7 +112,7 @@ class TaskExecutionManager:
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = inf
         self._on_drained: Callable[[int], None] | None = None
-        self._on_message: dict[type, Callable[[Connection, SpearMessage, Any, int], None]] = {
+        self._on_message: dict[type, Callable[[Connection, int, Any, int], None]] = {
             ExecuteRequest: self._submit,
             ExecuteResponse: self._answered,
             Signal: self._signalled,
@@ -123,6 +128,7 @@ class TaskExecutionManager:
             Terminate: self._terminate,
             TerminateRemote: lambda action: self.links.to(action.slot).terminate(action.execution_id),
             Nudge: lambda action: self.links.to(action.slot).nudge(action.task),
+            Unused: lambda action: self.links.to(action.slot).unused(action.task),
             Located: lambda action: self.links.to(action.slot).located(action.execution_id),
             Mislaid: lambda action: self.links.to(action.slot).mislaid(action.execution_id),
             Relay: lambda action: self.links.to(action.slot).relay(named(action.response, action.execution_id)),
@@ -140,13 +146,16 @@ class TaskExecutionManager:
 
     def received(self, connection: Connection, event: Received) -> None:
         payload = event.payload
-        self._on_message[type(payload)](connection, event.message, payload, event.size_bytes)
+        self._on_message[type(payload)](connection, event.request_id, payload, event.size_bytes)
 
-    def closed(self, connection: Connection, reason: CloseReason) -> None:
+    def closed(self, connection: Connection, reason: CloseReason | None) -> None:
         if connection.agent is not None:
             self.agents.farewell(connection, connection.agent, reason)
         if connection.executions:
             self.run(self.dispatcher.abandon(connection.executions.values()))
+
+    def took_in(self, connection: Connection, belongings: Belongings) -> bool:
+        return belongings.agent is None or self.agents.take_in(connection, belongings.agent)
 
     def agent_joined(self, agent: Agent, running: Sequence[str]) -> None:
         self.run(self.dispatcher.agent_joined(agent, running))
@@ -162,7 +171,7 @@ class TaskExecutionManager:
 
     # ------------------------------------------------------------------------------------------------ what clients say
 
-    def _submit(self, connection: Connection, message: SpearMessage, request: ExecuteRequest, size_bytes: int) -> None:
+    def _submit(self, connection: Connection, request_id: int, request: ExecuteRequest, size_bytes: int) -> None:
         now = time.monotonic()
         self._counter += 1
         execution = Execution(
@@ -170,12 +179,12 @@ class TaskExecutionManager:
             request.task_id,
             request,
             connection,
-            message.request_id,
+            request_id,
             size_bytes,
             now,
             now + time_limit_s(request),
         )
-        connection.executions[message.request_id] = execution
+        connection.executions[request_id] = execution
         self._record(execution, ExecutionStage.RECEIVED)
         complaint = not_understood(request)
         if complaint:
@@ -185,10 +194,10 @@ class TaskExecutionManager:
         if execution.place is Place.QUEUED:
             self._record(execution, ExecutionStage.QUEUED)
 
-    def _signalled(self, connection: Connection, message: SpearMessage, signal: Signal, _size_bytes: int) -> None:
+    def _signalled(self, connection: Connection, request_id: int, signal: Signal, _size_bytes: int) -> None:
         """Cancel what the client submitted itself: named by execution id, or by its own request id in `data`."""
         if signal.signal_type is not SignalName.TERMINATE:
-            connection.refuse(message.request_id, ErrorCode.MALFORMED, "only Terminate, to cancel, is known here")
+            connection.refuse(request_id, ErrorCode.MALFORMED, "only Terminate, to cancel, is known here")
             return
         name = "" if signal.execution_id is UNSET else signal.execution_id
         if signal.data is not None and signal.data.isdigit() and len(signal.data) <= 20:
@@ -196,31 +205,31 @@ class TaskExecutionManager:
             name = name if execution is None else execution.execution_id
         actions = self.dispatcher.cancel(name, connection)
         if not actions:
-            connection.refuse(message.request_id, ErrorCode.UNKNOWN, "no such execution is in flight here")
+            connection.refuse(request_id, ErrorCode.UNKNOWN, "no such execution is in flight here")
         self.run(actions)
 
-    def _streamed(self, connection: Connection, message: SpearMessage, _data: StreamData, _size_bytes: int) -> None:
-        connection.refuse(message.request_id, ErrorCode.CONFLICT, "no stream is open")
+    def _streamed(self, connection: Connection, request_id: int, _data: StreamData, _size_bytes: int) -> None:
+        connection.refuse(request_id, ErrorCode.CONFLICT, "no stream is open")
 
     # ------------------------------------------------------------------------------------------------- what agents say
 
-    def _answered(self, connection: Connection, message: SpearMessage, response: ExecuteResponse, _size: int) -> None:
+    def _answered(self, connection: Connection, request_id: int, response: ExecuteResponse, _size: int) -> None:
         agent = connection.agent
         if agent is None or not response.status.final:
             return
-        name = _request_answered(agent, message.request_id, response)
+        name = _request_answered(agent, request_id, response)
         if name in agent.running:
             self.run(self.dispatcher.answered(agent, name, response))
         elif name:
             self.run(self.dispatcher.answered_late(agent, name, response))
         else:
-            connection.refuse(message.request_id, ErrorCode.UNKNOWN, "no such request is open on this connection")
+            connection.refuse(request_id, ErrorCode.UNKNOWN, "no such request is open on this connection")
         self.agents.busy(agent)
 
-    def _failed(self, connection: Connection, message: SpearMessage, error: ErrorMessage, _size_bytes: int) -> None:
+    def _failed(self, connection: Connection, request_id: int, error: ErrorMessage, _size_bytes: int) -> None:
         """An agent answers with an Error: it did not begin, or it failed."""
         agent = connection.agent
-        name = None if agent is None else agent.sent.pop(error.related_request_id or message.request_id, None)
+        name = None if agent is None else agent.sent.pop(error.related_request_id or request_id, None)
         if agent is None or name is None or name not in agent.running:
             return
         response = failed(agent.task, error.message, name, error.error_code)
@@ -261,6 +270,9 @@ class TaskExecutionManager:
     def link_nudged(self, link: Link, task: str) -> None:
         self.run(self.dispatcher.nudged(link.slot, task))
 
+    def link_unused(self, link: Link, task: str) -> None:
+        self.run(self.dispatcher.unused(link.slot, task))
+
     def link_located(self, link: Link, execution_id: str) -> None:
         self.run(self.dispatcher.located(link.slot, execution_id))
 
@@ -271,6 +283,7 @@ class TaskExecutionManager:
 
     def run(self, actions: Sequence[Action]) -> None:
         """Carry out the dispatcher's instructions, and see to it that it is called when it wants to be."""
+        self._outbox.direct = self.dispatcher.live <= _FEW
         for action in actions:
             self._performers[type(action)](action)
         when = self.dispatcher.next_deadline()
@@ -334,9 +347,8 @@ class TaskExecutionManager:
     def _record(self, execution: Execution, stage: ExecutionStage) -> None:
         """Count a stage; of an execution that a neighbour accepted, the neighbour counts."""
         if execution.source == CLIENT:
-            column = self._columns.get(execution.task, self._other_column)
             took_ns = int((time.monotonic() - execution.received_at) * 1e9)
-            self._monitoring.record_execution(stage, column, took_ns)
+            self._record_execution(stage, self._columns.get(execution.task, self._other_column), took_ns)
 
     # ------------------------------------------------------------------------------------------------ time, and the end
 

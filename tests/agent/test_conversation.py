@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from spearpool.agent.conversation import Conversation, Work
+from spearpool.agent.dial import MAX_MESSAGE_BYTES
 from spearpool.agent.line import Watch
 from spearpool.agent.request import Request, answer
 from spearpool.protocol.environment import InstanceEnvironment
@@ -85,7 +86,7 @@ def execute(number: int) -> ExecuteRequest:
 
 def test_it_introduces_itself(agent: Agent) -> None:
     asked = agent.connect().asked
-    assert asked == AuthRequest("me-1", SECRET, "0.1.0", "agent", {"concurrency": "2"})
+    assert asked == AuthRequest("me-1", SECRET, "0.1.0", "agent", {"concurrency": "2", "encodings": "msgpack"})
 
 
 def test_answers_go_back_under_the_requests_id_in_any_order(agent: Agent) -> None:
@@ -198,7 +199,7 @@ def test_a_result_that_cannot_be_sent_is_a_failure(agent: Agent) -> None:
     peer = agent.connect()
     peer.send_all(execute(1), execute(2))
     large, broken = agent.receives(2)
-    agent.finish(large, "x" * 30_000_000)
+    agent.finish(large, "x" * MAX_MESSAGE_BYTES)
     _, response = peer.expect(ExecuteResponse, timeout_s=20)
     assert response.status is ExecutionStatus.FAILED
     assert response.error is not None

@@ -16,7 +16,7 @@ from spearpool.agent.line import Line, Watch
 from spearpool.errors import ConnectionLost, ErrorCode, LocalProtocolError
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.messages import AuthRequest, ExecuteRequest, ExecuteResponse, ExecutionStatus, Heartbeat
-from spearpool.protocol.session import Closed, SessionEvent, Side
+from spearpool.protocol.session import Closed, Session, SessionEvent, SessionSettings, Side
 from tests.conftest import deadline, eventually
 from tests.stub_worker import SECRET, Peer, StubWorker
 
@@ -150,6 +150,19 @@ def test_a_watch_hears_its_wake_up_once_and_keeps_its_time() -> None:
     finally:
         os.close(read_fd)
         os.close(write_fd)
+
+
+def test_a_line_has_something_to_do_at_its_time_and_no_time_once_authenticated(ends: tuple[Line, Peer]) -> None:
+    line, _ = ends
+    assert line.due == inf
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as ours:
+        strange = Line(ours, Session(Side.AGENT, SessionSettings(0.05, inf, inf, inf, 1000), time.monotonic()))
+        began = time.monotonic()
+        assert not Watch().wait(strange, inf)
+        assert time.monotonic() - began >= 0.04
+        assert strange.due <= time.monotonic()
+        assert strange.receive() == [Closed(CloseReason.AUTH_TIMEOUT, "not authenticated within 0.05 s")]
+        assert strange.due == inf
 
 
 def test_a_watch_follows_from_line_to_line(ends: tuple[Line, Peer]) -> None:

@@ -144,6 +144,37 @@ def test_the_deadline_counts_from_when_the_request_came(
     assert request.deadline == deadline if deadline is None else math.isclose(request.deadline or 0, deadline)
 
 
+def test_cancelled_is_one_event_however_late_it_is_asked_for() -> None:
+    request, late = Request("t"), Request("t")
+    assert not request.cancelled.is_set()
+    event = request.cancelled
+    request.cancel()
+    late.cancel()
+    assert event.is_set()
+    assert event is request.cancelled
+    assert late.cancelled.is_set()
+    assert (request.is_cancelled, late.is_cancelled) == (True, True)
+
+
+def test_a_cancel_reaches_every_thread_that_asks_at_that_moment() -> None:
+    for _ in range(200):
+        request, gate = Request("t"), threading.Barrier(4)
+        heard: list[bool] = []
+
+        def listen(request: Request = request, gate: threading.Barrier = gate, heard: list[bool] = heard) -> None:
+            gate.wait()
+            heard.append(request.cancelled.wait(5))
+
+        threads = [threading.Thread(target=listen) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        gate.wait()
+        request.cancel()
+        for thread in threads:
+            thread.join()
+        assert heard == [True] * 3
+
+
 def test_on_cancel_is_called_whichever_comes_first() -> None:
     calls = []
     request = Request("t")

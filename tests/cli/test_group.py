@@ -34,6 +34,7 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
         (errors.AuthenticationError("x"), 5),
         (errors.Overloaded("x", 429), 5),
         (errors.Draining("x", 503), 5),
+        (errors.RequestRefused("x", 400), 2),
         (errors.RequestRefused("x", 403), 5),
         (errors.UnknownTask("x", 404), 1),
         (errors.ExecutionFailed("x"), 1),

@@ -35,7 +35,7 @@ target = "agent:/bin/false"
 
 # What others build on, and what stands there besides.
 STATUS = {"name", "version", "pid", "state", "uptime_s", "host", "port", "workers", "tasks", "instances", "totals"}
-MORE_STATUS = {"warnings"}
+MORE_STATUS = {"steering", "warnings"}
 WORKER = {"slot", "pid", "state", "incarnation", "restarts", "connections", "authenticated", "accept_queue"}
 MORE_WORKER = {"last_end"}
 TASK = {"name", "target", "instances", "queued", "in_flight"}
@@ -172,6 +172,8 @@ def test_no_such_pool(pool: LivePool, command: str) -> None:
         ),
         ({"name": "open_files", "value": 64, "level": "watched", "usage": 0}, "64 watched (0)"),
         ({"name": "nice", "value": 5, "level": "enforced", "usage": None}, "5 enforced (?)"),
+        ({"name": "nice", "value": -1, "level": "enforced", "usage": -1}, "-1 enforced (-1)"),
+        ({"name": "memory_bytes", "value": -1, "level": "watched", "usage": 1536}, "unlimited watched (1.5 KiB)"),
     ],
 )
 def test_a_limit_in_short(limit: Document, text: str) -> None:

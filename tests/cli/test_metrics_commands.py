@@ -13,6 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from spearpool.cli import main
+from spearpool.metrics.monitoring import StageReport
+from spearpool.metrics.vocabulary import InstanceStage
+from spearpool.protocol.identifiers import InstanceId
 from tests.cli.metrics_pool import metrics_pool
 from tests.cli.running import invoke
 from tests.conftest import RuntimeEnv
@@ -146,6 +149,27 @@ def test_for_people_without_colour_in_a_pipe(living: LivingBus, runtime_env: Run
     assert code == 0
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  w0   counters .*messages_in_heartbeat 1 \(\+1\).*", first)
     assert last == "account: 0 events received, 0 lost in rings, 0 lost on the bus"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("words", "states"), [((), 0), (("--kind", "instance"), 1)])
+def test_for_people_stages_of_instances_without_their_states(
+    words: tuple[str, ...], states: int, living: LivingBus, runtime_env: RuntimeEnv
+) -> None:
+    writer = monitoring(living.segment, living.segment.layout.supervisor_seat)
+    living.instances = [{"instance_id": "sum-0-1", "worker": 0}]
+    write_messages(monitoring(living.segment, 0), 1)
+    with tail(runtime_env, *words, "--limit", "2") as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        for number in range(1, 4):
+            writer.record_instance(InstanceStage.READY, InstanceId(number, 1), 1, StageReport())
+        second, last = process.stdout.readline(), process.stdout.readline()
+        assert process.wait(60) == 0
+    assert "counters" in first or "instance_id sum-0-1" in first
+    assert ("instance_id sum-0-1" in first) == states
+    assert re.search(r"  -    instance_ready +sum-1-1\n", second), "lines are counted as they are printed"
+    assert last == "account: 1 events received, 0 lost in rings, 0 lost on the bus\n"
 
 
 USAGE: list[tuple[list[str], int, str]] = [

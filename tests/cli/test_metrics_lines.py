@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from spearpool.cli.metrics_lines import LinePrinter, short_time
-from spearpool.metrics.bus import Account, Counters, Event, Gap, Heartbeat, InstanceState, Item, WorkerState
+from spearpool.metrics.bus import (
+    Account,
+    Counters,
+    Event,
+    Gap,
+    Heartbeat,
+    InstanceEvent,
+    InstanceState,
+    Item,
+    WorkerState,
+)
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("connection_id", "instance_id", "message_type", "direction", "size_bytes", "duration_s", "task", "reason", "code")
@@ -26,7 +36,23 @@ def event(kind: str, **values: Any) -> Event:
     return Event(seq=0, time=1.0, worker=0, type=kind, **{**NOTHING, **values})
 
 
+def stage(name: str, **values: Any) -> InstanceEvent:
+    nothing = dict.fromkeys(("connection_id", "duration_s", "restarts", "reason", "code"))
+    fields: dict[str, Any] = {"worker": None, **nothing, **values}
+    return InstanceEvent(seq=0, time=1.0, stage=name, instance_id="sum-0-1", task="sum", **fields)
+
+
 ROWS: list[tuple[Item, str]] = [
+    (stage("requested"), "-    instance_requested    sum-0-1"),
+    (stage("restarted", duration_s=0.005, restarts=2), "-    instance_restarted    sum-0-1  5 ms  restarts 2"),
+    (
+        stage("authenticated", worker=0, connection_id="c-0-1-7", duration_s=0.001),
+        "w0   instance_authenticated sum-0-1  c-0-1-7  1 ms",
+    ),
+    (
+        stage("failed", reason="was killed by signal SIGKILL", code=-9),
+        "-    instance_failed       sum-0-1  was killed by signal SIGKILL",
+    ),
     (
         event("message_received", **MESSAGE),
         "w0   message_received      sum-0-1  c-0-1-7  incoming  Heartbeat  1.5 KiB  2.5 µs",
@@ -49,6 +75,13 @@ def test_a_line(item: Item, words: str, capsys: pytest.CaptureFixture[str]) -> N
     LinePrinter().print(item)
     out = capsys.readouterr().out
     assert re.fullmatch(r"\d\d:\d\d:01\.000  " + re.escape(words) + "\n", out)
+
+
+def test_without_states_only_what_happens_to_instances(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = LinePrinter(states=False)
+    state = InstanceState(1.0, {"instance_id": "sum-0-1"})
+    assert [printer.print(item) for item in (state, stage("ready"), state)] == [False, True, False]
+    assert "instance_ready" in capsys.readouterr().out
 
 
 def test_a_long_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,24 @@ def test_warnings_go_to_stderr_and_not_into_the_ready_line(runtime_env: RuntimeE
     assert "exited with code 1" in warning
 
 
+def test_the_pools_name_may_come_from_the_environment(runtime_env: RuntimeEnv) -> None:
+    """As for the commands that look for it."""
+    named = RuntimeEnv(
+        runtime_env.runtime_dir, runtime_env.state_dir, runtime_env.environ | {"SPEARPOOL_NAME": "of-the-environment"}
+    )
+    with live_pool(named) as pool:
+        assert pool.name == "of-the-environment"
+        assert spearpool(named, "status").returncode == 0
+
+
+def test_a_mistyped_variable_is_a_wrong_configuration(runtime_env: RuntimeEnv) -> None:
+    environ = runtime_env.environ | {"SPEARPOOL_WORKERS": "8"}
+    done = spearpool(RuntimeEnv(runtime_env.runtime_dir, runtime_env.state_dir, environ), "start")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"SPEARPOOL_WORKERS = '8': expected a variable that spearpool knows" in done.stderr
+    assert b"did you mean SPEARPOOL_POOL_WORKERS?" in done.stderr
+
+
 # What ends it
 
 
@@ -136,18 +157,63 @@ def test_end_of_the_lifeline_stops_the_pool(runtime_env: RuntimeEnv) -> None:
         assert _end(runtime_env, process)[:2] == (0, "")
 
 
-def test_second_ctrl_c_does_not_wait_for_what_is_in_flight(runtime_env: RuntimeEnv) -> None:
-    config = runtime_env.runtime_dir.parent / "pool.toml"
-    config.write_text(f'[tasks.sleep]\ntarget = "{HANDLERS}:sleep"\nstop_timeout_s = 0.2\n')
-    with live_pool(runtime_env, "--config", str(config)) as pool, pool.client() as client:
-        waiting = client.submit("sleep", "60")
-        eventually(lambda: [row for row in pool.status()["instances"] if row["state"] == "busy"], 10)
-        pool.process.send_signal(signal.SIGINT)
-        eventually(lambda: pool.status()["state"] == "stopping", 10)
-        assert not waiting.done()
-        pool.process.send_signal(signal.SIGINT)
-        assert pool.process.wait(20 * TIME_SCALE) == 0  # it would have waited for 30 s
-        assert waiting.exception(10) is not None
+def _start_up_s(env: RuntimeEnv) -> float:
+    """How long this machine takes for a start at present."""
+    begin = time.monotonic()
+    with _started(env, *EARLY) as process:
+        _line(process)
+        taken = time.monotonic() - begin
+        process.send_signal(signal.SIGTERM)
+        assert _end(env, process)[0] == 0
+    return taken
+
+
+EARLY = ("--name", "early", "--task", "sum=exec:sha256sum", "--task", f"up={HANDLERS}:upper")
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_any_moment_of_a_start(runtime_env: RuntimeEnv, number: signal.Signals, times: int) -> None:
+    """It kills as long as there is nothing; from then on it stops the pool in order. Either way nothing is left."""
+    chance = random.Random(times)
+    longest_s = 1.2 * _start_up_s(runtime_env)
+    ends: Counter[int] = Counter()
+    for _ in range(times):
+        with _started(runtime_env, *EARLY) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(0, longest_s))
+            process.send_signal(number)
+            code, _, err = _end(runtime_env, process)
+        ends[code] += 1
+        assert code in {0, -number} or (code, err.strip()) == (1, "Aborted!"), err
+        assert code < 0 or "Traceback" not in err
+        assert not descendants(os.getpid())
+        assert not list(Path("/dev/shm").glob(f"spearpool-{os.geteuid()}-early-*"))
+    assert ends[0], ends
+
+
+def test_held_signals_are_not_forgotten(runtime_env: RuntimeEnv) -> None:
+    """They come while the interpreter that will be the supervisor is not there yet; whoever started it holds them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *EARLY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=runtime_env.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+    ) as process:
+        code, out, err = _end(runtime_env, process)
+    assert (code, out) == (0, ""), err
+    assert "Traceback" not in err
+
+
+HOLDER = """
+import os, signal, sys
+from spearpool.cli import main
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(os.getpid(), signal.SIGTERM)
+main(["start", *sys.argv[1:]])
+"""
 
 
 # As a daemon
@@ -202,6 +268,21 @@ def test_daemon_that_fails_speaks_through_its_parent(runtime_env: RuntimeEnv) ->
     assert done.stderr.splitlines()[-1] == foreground.stderr.splitlines()[-1]
     assert b"earlier pool" not in done.stderr
     assert log.read_bytes().endswith(done.stderr)
+    assert not list(runtime_env.runtime_dir.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_daemon_of_a_parent_that_is_interrupted(runtime_env: RuntimeEnv, number: signal.Signals) -> None:
+    words = [sys.executable, "-m", "spearpool", "start", "--daemon", "--task", "mute=agent:/bin/sleep 60"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=runtime_env.environ) as parent:
+        description = runtime_env.runtime_dir / "default" / "pool.json"
+        eventually(description.exists, 20)
+        daemon = ProcessIdentity.of(json.loads(description.read_text())["pid"])
+        parent.send_signal(number)
+        out, err = parent.communicate(timeout=30 * TIME_SCALE)
+    assert (parent.returncode, out) == (1, b"")
+    assert err.splitlines()[-1] == b"spearpool: error: the daemon was told to stop before it was ready"
+    assert not daemon.alive()
     assert not list(runtime_env.runtime_dir.iterdir())
 
 

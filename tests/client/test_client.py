@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import pytest
 
 import spearpool
+from spearpool.agent.dial import MAX_MESSAGE_BYTES
 from spearpool.client import Client, ExecutionResult
 from spearpool.errors import (
     AuthenticationError,
@@ -71,7 +72,7 @@ def test_it_introduces_itself(worker: StubWorker, client: Client) -> None:
 
     worker.play(note)
     client.execute("t")
-    assert asked == [AuthRequest("tester", SECRET, spearpool.__version__, "client", {})]
+    assert asked == [AuthRequest("tester", SECRET, spearpool.__version__, "client", {"encodings": "msgpack"})]
 
 
 def test_what_a_call_sends(worker: StubWorker, client: Client) -> None:
@@ -258,6 +259,29 @@ def test_a_pool_that_comes_up_a_little_later_is_waited_for() -> None:
         later.join()
 
 
+@pytest.mark.parametrize("timeout", [-1, -inf, nan])
+def test_a_time_limit_that_is_none(worker: StubWorker, client: Client, timeout: float) -> None:
+    for send in (client.execute, client.submit):
+        with pytest.raises(ConfigError, match=r"^timeout = .*: expected seconds, 0 or more, or None for no limit$"):
+            send("t", timeout=timeout)
+    assert worker.connected == 0
+
+
+@pytest.mark.parametrize("timeout", [None, inf, 1e300, 2.0**32])
+def test_no_time_limit(worker: StubWorker, client: Client, timeout: float | None) -> None:
+    limits: list[object] = []
+
+    def note(peer: Peer) -> None:
+        for number, request in peer.requests():
+            limits.extend((request.timeout, request.deadline_ms))
+            peer.send(completed(request, ""), number)
+
+    worker.play(note)
+    client.execute("t", timeout=timeout)
+    client.submit("t", timeout=timeout).result(timeout)
+    assert limits == [None, UNSET] * 2
+
+
 def test_the_executions_own_time_limit_holds_for_the_connection_too() -> None:
     with StubWorker(Role.CLIENT, listening=False) as worker:
         began = time.monotonic()
@@ -282,7 +306,7 @@ def test_a_closed_client_says_so(worker: StubWorker, client: Client) -> None:
 def test_a_request_that_cannot_be_sent(worker: StubWorker, client: Client) -> None:
     worker.play(echo)
     with pytest.raises(LocalProtocolError, match="limit is 67108864"):
-        client.execute("t", input=b"\xff" * 9_000_000)
+        client.execute("t", input=bytes(MAX_MESSAGE_BYTES))
     assert client.execute("t") == b"t|"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -39,7 +40,7 @@ def worker() -> Iterator[StubWorker]:
 
 @pytest.fixture
 def connect(worker: StubWorker) -> Iterator[Callable[[], Connection]]:
-    """Connects; the stub's end is accepted by whoever plays it."""
+    """Connects; the stub's end is accepted by whoever plays it. At the end nothing is left of what they keep."""
     connections: list[Connection] = []
 
     def connect() -> Connection:
@@ -53,6 +54,15 @@ def connect(worker: StubWorker) -> Iterator[Callable[[], Connection]]:
     for connection in connections:
         connection.close()
         assert not connection._keeper.is_alive()
+        assert (connection._calls, connection._followers, connection._open_futures) == ({}, {}, 0)
+        assert not connection._untold
+        assert not connection._callbacks
+
+
+@pytest.fixture
+def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper does nothing by itself: whatever it is to do, somebody has to wake it. Comes before `ends`."""
+    monkeypatch.setattr(connection_module, "_KEEPER_S", 60.0)
 
 
 @pytest.fixture
@@ -86,16 +96,16 @@ class Caller(threading.Thread):
     def __init__(self, connection: Connection, text: str, give_up_at: float = inf) -> None:
         super().__init__()
         self._call: Callable[[], Answer] = lambda: connection.call(ask(text), give_up_at)
-        self._answer: Answer | Exception | None = None
+        self._answer: Answer | BaseException | None = None
         self.start()
 
     def run(self) -> None:
         try:
             self._answer = self._call()
-        except Exception as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:  # noqa: BLE001 - handed to the test
             self._answer = error
 
-    def answer(self) -> Answer | Exception:
+    def answer(self) -> Answer | BaseException:
         self.join(10)
         assert self._answer is not None, "no answer"
         return self._answer
@@ -137,8 +147,6 @@ def test_many_threads_get_each_their_own_answer(worker: StubWorker, connect: Cal
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
-    assert connection._calls == {}
-    assert connection._followers == {}
 
 
 def test_the_role_of_the_reader_is_passed_on(ends: tuple[Connection, Peer]) -> None:
@@ -226,6 +234,25 @@ def test_the_end_of_the_connection_is_everybodys(ends: tuple[Connection, Peer]) 
         connection.submit(ask("f"), inf, answers.append)
 
 
+@pytest.mark.usefixtures("no_look")
+def test_an_idle_connection_ends_at_once(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    began = time.monotonic()
+    connection.close()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.usefixtures("no_look")
+def test_the_keeper_ends_with_the_connection(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    caller = Caller(connection, "a")
+    peer.expect(ExecuteRequest)
+    peer.close()
+    assert isinstance(caller.answer(), Lost)
+    eventually(lambda: not connection._keeper.is_alive())
+
+
 def test_close_ends_what_is_under_way(ends: tuple[Connection, Peer]) -> None:
     connection, peer = ends
     answers: list[Answer] = []
@@ -252,7 +279,7 @@ def test_no_future_is_forgotten_when_the_keeper_ends(
     settle = connection._settle
 
     def slowly(number: int, answer: Answer) -> None:
-        connection._wake.set()
+        connection._wake_keeper()
         time.sleep(0.05)
         settle(number, answer)
 
@@ -290,7 +317,10 @@ def test_heartbeats_are_answered_while_a_call_waits(ends: tuple[Connection, Peer
     caller.join()
 
 
-def test_a_single_caller_reads_its_own_answers(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+@pytest.mark.parametrize("submitted", [False, True], ids=["call", "submit and wait"])
+def test_a_single_caller_reads_its_own_answers(
+    worker: StubWorker, connect: Callable[[], Connection], submitted: bool
+) -> None:
     worker.play(echo)
     connection = connect()
     readers: Counter[str] = Counter()
@@ -303,14 +333,23 @@ def test_a_single_caller_reads_its_own_answers(worker: StubWorker, connect: Call
 
     connection._take = note  # type: ignore[method-assign]
     began = time.monotonic()
-    for _ in range(500):
-        connection.call(ask("x"), inf)
-    looks = (time.monotonic() - began) / connection_module._KEEPER_S + 1  # one of which may meet an answer
+    for number in range(500):
+        if submitted:
+            call = connection.submit(ask(str(number)), inf, lambda _: None)
+            connection.wait(call, inf)
+            assert output(call.answer) == str(number)  # type: ignore[arg-type]
+        else:
+            assert output(connection.call(ask(str(number)), inf)) == str(number)
+    # The keeper looks once a second, and as the reader of futures after 5 ms in which the machine had no time for us.
+    looks = (time.monotonic() - began) / connection_module._KEEPER_S + 1
+    looks += (time.monotonic() - began) / connection_module._RELAXED_S if submitted else 0
     assert readers.pop(threading.current_thread().name) >= 500 - looks
     assert readers.total() <= looks
 
 
-def test_answers_without_a_caller_come_from_the_keeper(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+def test_answers_that_nobody_waits_for_come_from_the_keeper(
+    worker: StubWorker, connect: Callable[[], Connection]
+) -> None:
     worker.play(echo)
     connection = connect()
     answers: list[tuple[str | None, str]] = []
@@ -318,19 +357,193 @@ def test_answers_without_a_caller_come_from_the_keeper(worker: StubWorker, conne
         connection.submit(
             ask(str(number)), inf, lambda answer: answers.append((output(answer), threading.current_thread().name))
         )
-        if number % 20 == 0:
-            assert output(connection.call(ask("between"), inf)) == "between"
     eventually(lambda: len(answers) == 200)
-    assert sorted(int(text or "") for text, _ in answers) == list(range(200))
+    assert [text for text, _ in answers] == [str(number) for number in range(200)]
     assert {name for _, name in answers} == {"spearpool-keeper"}
 
 
-def test_done_may_call_back(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+def test_the_keeper_reads_again_when_nobody_waits_any_more(
+    worker: StubWorker, connect: Callable[[], Connection]
+) -> None:
     worker.play(echo)
     connection = connect()
     answers: list[str | None] = []
-    connection.submit(ask("a"), inf, lambda _: answers.append(output(connection.call(ask("again"), inf))))
-    eventually(lambda: answers == ["again"])
+    for number in range(20):
+        connection.wait(connection.submit(ask("waited for"), inf, lambda _: None), inf)
+        connection.submit(ask(str(number)), inf, lambda answer: answers.append(output(answer)))
+        eventually(lambda number=number: len(answers) == number + 1)  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("no_look")
+def test_the_keeper_reads_when_the_last_caller_leaves(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    caller = Caller(connection, "a")
+    first = peer.expect(ExecuteRequest)
+    answers: list[Answer] = []
+    connection.submit(ask("b"), inf, answers.append)
+    second = peer.expect(ExecuteRequest)
+    peer.send(completed(first[1], "a"), first[0])
+    caller.answer()
+    peer.send(completed(second[1], "b"), second[0])
+    eventually(lambda: [output(answer) for answer in answers] == ["b"])
+
+
+@pytest.mark.usefixtures("no_look")
+def test_who_comes_to_wait_takes_the_role_from_the_keeper(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    call = connection.submit(ask("a"), inf, answers.append)
+    number, request = peer.expect(ExecuteRequest)
+    eventually(lambda: connection._reader is connection)
+    noticed = threading.Event()
+    stops_reading = connection._stops_reading
+
+    def note() -> None:
+        stops_reading()
+        noticed.set()
+
+    connection._stops_reading = note  # type: ignore[method-assign]
+    waiter = threading.Thread(target=connection.wait, args=(call, inf))
+    waiter.start()
+    assert noticed.wait(10)  # though nothing came
+    assert connection._reader is call
+    peer.send(completed(request, "a"), number)
+    waiter.join(5)
+    assert [output(answer) for answer in answers] == ["a"]
+
+
+def test_the_role_may_be_taken_while_the_keeper_gives_out_the_answer(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    taken, go_on = threading.Event(), threading.Event()
+    take = connection._take
+
+    def slowly(events: list[SessionEvent]) -> None:
+        taken.set()
+        assert go_on.wait(10)
+        take(events)
+
+    connection._take = slowly  # type: ignore[method-assign]
+    call = connection.submit(ask("a"), inf, lambda _: None)
+    number, request = peer.expect(ExecuteRequest)
+    peer.send(completed(request, "a"), number)
+    assert taken.wait(10)
+    waiter = threading.Thread(target=connection.wait, args=(call, time.monotonic() + 20))
+    waiter.start()
+    eventually(lambda: connection._reader is call)
+    go_on.set()
+    waiter.join(10)
+    assert not waiter.is_alive()
+    assert call.answer is not None
+
+
+def test_waiting_ends_with_its_time_and_the_answer_comes_all_the_same(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    call = connection.submit(ask("a"), inf, answers.append)
+    number, request = peer.expect(ExecuteRequest)
+    for _ in range(3):
+        until = time.monotonic() + 0.02
+        connection.wait(call, until)
+        assert time.monotonic() >= until
+    assert call.answer is None
+    peer.send(completed(request, "a"), number)
+    eventually(lambda: [output(answer) for answer in answers] == ["a"])
+
+
+def test_a_call_that_another_thread_waits_for_is_not_waited_for_twice(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    reader = Caller(connection, "reader")
+    first = peer.expect(ExecuteRequest)
+    call = connection.submit(ask("a"), inf, lambda _: None)
+    second = peer.expect(ExecuteRequest)
+    waiter = threading.Thread(target=connection.wait, args=(call, inf))
+    waiter.start()
+    eventually(lambda: call in connection._followers)
+    connection.wait(call, inf)
+    assert waiter.is_alive()
+    peer.send(completed(first[1], "reader"), first[0])
+    assert output(reader.answer()) == "reader"  # type: ignore[arg-type]
+    eventually(lambda: connection._reader is call)
+    connection.wait(call, inf)
+    assert waiter.is_alive()
+    peer.send(completed(second[1], "a"), second[0])
+    waiter.join(5)
+    assert call.answer is not None
+    connection.wait(call, inf)
+
+
+def test_callers_and_waiters_and_futures_side_by_side(worker: StubWorker, connect: Callable[[], Connection]) -> None:
+    worker.play(echo)
+    connection = connect()
+    told: list[str | None] = []
+    wrong: list[str] = []
+
+    def mix(name: str) -> None:
+        chance = random.Random(name)
+        for turn in range(150):
+            text = f"{name}-{turn}"
+            if chance.random() < 0.3 and output(connection.call(ask(text), inf)) != text:
+                wrong.append(text)
+            call = connection.submit(ask(text), inf, lambda answer: told.append(output(answer)))
+            if chance.random() < 0.5:
+                connection.wait(call, time.monotonic() + chance.choice([0.0, 0.0005, 5.0]))
+
+    threads = [threading.Thread(target=mix, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    eventually(lambda: len(told) == 8 * 150)
+    assert sorted(map(str, told)) == sorted(f"{name}-{turn}" for name in range(8) for turn in range(150))
+    assert wrong == []
+
+
+def test_an_interrupt_amid_the_answers_ends_the_connection(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+
+    def interrupted(events: list[SessionEvent]) -> None:
+        del connection._take
+        raise KeyboardInterrupt
+
+    connection.submit(ask("a"), inf, answers.append)
+    peer.expect(ExecuteRequest)
+    caller = Caller(connection, "b")
+    number, request = peer.expect(ExecuteRequest)
+    connection._take = interrupted  # type: ignore[method-assign]
+    peer.send(completed(request, "b"), number)
+    assert isinstance(caller.answer(), KeyboardInterrupt)
+    eventually(lambda: [type(answer) for answer in answers] == [Lost])
+    assert not connection.open
+
+
+@pytest.mark.usefixtures("no_look")
+def test_what_the_keeper_is_asked_to_do_is_done(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    names: list[str] = []
+    caller = Caller(connection, "a")
+    peer.expect(ExecuteRequest)
+
+    def note() -> None:
+        names.append(threading.current_thread().name)
+
+    connection.call_back(note)
+    eventually(lambda: names == ["spearpool-keeper"])
+    connection.close()
+    assert isinstance(caller.answer(), Lost)
+    connection.call_back(note)
+    assert names == ["spearpool-keeper", threading.current_thread().name]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_ends_the_keeper_ends_the_connection(ends: tuple[Connection, Peer]) -> None:
+    connection, peer = ends
+    answers: list[Answer] = []
+    connection.submit(ask("a"), inf, answers.append)
+    peer.expect(ExecuteRequest)
+    connection.call_back(sys.exit)
+    eventually(lambda: [type(answer) for answer in answers] == [Lost])
+    assert not connection.open
 
 
 def test_a_future_that_nobody_answers_ends(ends: tuple[Connection, Peer]) -> None:

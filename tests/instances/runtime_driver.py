@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
@@ -14,14 +15,18 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from spearpool.config import ResourceLimits, TaskConfig
+from spearpool.config import MonitoringConfig, ResourceLimits, TaskConfig
 from spearpool.instances.instance import Instance
 from spearpool.instances.process_runtime import ProcessRuntime
 from spearpool.instances.surroundings import Surroundings
 from spearpool.metrics.instances_table import InstanceRow, InstancesTable
 from spearpool.metrics.layout import Layout
+from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.rollup import Rollup
+from spearpool.metrics.seat import Seat
+from spearpool.metrics.vocabulary import EventKind
 from spearpool.protocol.credentials import Role, TokenKey, Verifier, make_token
-from spearpool.protocol.identifiers import InstanceId
+from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from spearpool.protocol.identity import Identity
 from spearpool.protocol.messages import ExecuteRequest, ExecuteResponse, Signal, SignalName
 from spearpool.protocol.session import Session, Side
@@ -30,7 +35,7 @@ from spearpool.protocol.session_settings import SessionSettings
 from spearpool.supervisor.warden import Warden
 from spearpool.supervisor.warden_messages import FromWarden
 from tests.conftest import deadline
-from tests.metrics.segments import new_segment
+from tests.metrics.segments import Record, RingReader, new_segment
 
 __all__ = ["House", "housing", "wire_agent"]
 
@@ -63,6 +68,7 @@ class Visitor:
     sock: socket.socket
     session: Session
     connected_ns: int
+    number: int
     instance: InstanceId | None = None
     answers: list[ExecuteResponse] = field(default_factory=list)
 
@@ -86,10 +92,16 @@ class House:
         self.told: list[str] = []
         self.reports: list[FromWarden] = []
         self._visitors: list[Visitor] = []
+        self._numbers = itertools.count(1)
         self._warden = Warden.start("test", lambda control: 0)
         stack.callback(self._warden.close)
         segment = stack.enter_context(new_segment(directory, Layout.plan(1, ["t"], 64, rows=rows)))
         self.table = InstancesTable(segment)
+        seat = Seat(segment, segment.layout.supervisor_seat)
+        seat.occupy(0, os.getpid())
+        self.rollup = Rollup(segment)
+        self._ring = RingReader(segment, seat.index)
+        self._records: list[Record] = []
         self._desk = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._verifier = Verifier([KEY], row_is_alive=self.table.is_alive)
         stack.callback(self._close_visitors)
@@ -97,6 +109,7 @@ class House:
             self._warden,
             self.table,
             Surroundings("127.0.0.1", self._desk.getsockname()[1], self.work_dir, self.log_dir, environ),
+            MonitoringService(seat, MonitoringConfig()),
             task_index=segment.task_index,
             token_for=lambda row, name: make_token(KEY, Role.AGENT, name, f"{row.row}:{row.generation}"),
             tell_agent=self._tell,
@@ -124,6 +137,20 @@ class House:
         row = self.table.snapshot(instance.id.row)
         assert row is not None
         return row
+
+    def records(self, instance: Instance) -> list[Record]:
+        """What the ring says of the instance."""
+        self._records += self._ring.read()
+        return [record for record in self._records if record.instance == instance.id.pack()]
+
+    def stages(self, instance: Instance) -> list[str]:
+        """The same by name."""
+        return [EventKind(record.kind).name.removeprefix("INSTANCE_").lower() for record in self.records(instance)]
+
+    def counted(self) -> dict[str, int]:
+        """Counters of instances that are not 0."""
+        totals = self.rollup.task_totals()["t"]
+        return {name.removeprefix("instances_"): count for name, count in totals.items() if count}
 
     def execute(self, instance: Instance, *arguments: str, data: bytes = b"") -> ExecuteResponse:
         """Send an execution down the instance's connection, as a worker would."""
@@ -161,7 +188,8 @@ class House:
         if self._desk.fileno() in ready:
             sock, _ = self._desk.accept()
             now = time.monotonic_ns()
-            self._visitors.append(Visitor(sock, Session(Side.SERVER, SETTINGS, now / 1e9), now))
+            number = ConnectionId(1, 1, next(self._numbers)).pack()
+            self._visitors.append(Visitor(sock, Session(Side.SERVER, SETTINGS, now / 1e9), now, number))
 
     def _hear_warden(self) -> None:
         for record, pidfd in self._warden.on_readable():
@@ -186,7 +214,7 @@ class House:
                 if isinstance(identity, Identity) and identity.instance is not None:
                     visitor.session.accept(identity, "session", "test")
                     visitor.instance = identity.instance
-                    self.runtime.claimed(identity.instance, visitor.connected_ns, time.monotonic_ns())
+                    self.runtime.claimed(identity.instance, visitor.number, visitor.connected_ns, time.monotonic_ns())
                 else:
                     visitor.session.refuse("no")
             case Received(_, ExecuteResponse() as answer):

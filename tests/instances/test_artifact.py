@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from spearpool.config import Target, TaskConfig
+from spearpool.config import ResourceLimits, Settings, Target, TaskConfig, load
 from spearpool.errors import ConfigError
-from spearpool.instances.artifact import ArtifactError, check_target, find_module, resolve_target
+from spearpool.instances.artifact import ArtifactError, check_target, check_tasks, find_module, resolve_target
+from spearpool.instances.launch import MAX_SPEC_BYTES, LaunchSpec
+from spearpool.instances.surroundings import clean_environment
+from spearpool.protocol.environment import InstanceEnvironment
+from spearpool.supervisor.warden_messages import Launch, SupervisorEnd, supervisor_end
 
 PATH = {"PATH": os.defpath}
 
@@ -111,3 +116,61 @@ def test_check_target_names_the_key_and_uses_the_tasks_environment(tmp_path: Pat
         check_target("sum", TaskConfig(target="exec:tool"), PATH)
     assert caught.value.key == "tasks.sum.target"
     check_target("sum", TaskConfig(target="exec:tool", environment={"PATH": str(tmp_path)}), PATH)
+
+
+def settings(**tasks: Mapping[str, object]) -> Settings:
+    return load(overrides={"tasks": {name: {"target": "exec:true", **task} for name, task in tasks.items()}})
+
+
+def test_every_task_is_looked_for() -> None:
+    check_tasks(settings(good={}), PATH)
+    with pytest.raises(ConfigError, match=r"tasks\.bad\.target = 'exec:no-such-program'"):
+        check_tasks(settings(good={}, bad={"target": "exec:no-such-program"}), PATH)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [{"environment": {"TABLE": "x" * MAX_SPEC_BYTES}}, {"target": f"exec:true {'x' * MAX_SPEC_BYTES}"}],
+    ids=["environment", "arguments"],
+)
+def test_a_task_that_is_too_large_to_be_handed_to_a_process_is_named_with_its_size(task: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_tasks(settings(small={}, big=task), PATH)
+    assert caught.value.key == "tasks.big"
+    size, words = str(caught.value.value).split(" ", 1)
+    assert MAX_SPEC_BYTES < int(size) < MAX_SPEC_BYTES + 1000
+    assert words == "bytes of arguments and environment"
+    assert caught.value.expected == f"at most {MAX_SPEC_BYTES} bytes"
+    assert len(str(caught.value)) < 200, "the value itself is not repeated"
+
+
+def test_what_is_inherited_counts_as_well() -> None:
+    half = "x" * (MAX_SPEC_BYTES // 2)
+    large = settings(big={"environment": {"TABLE": half}})
+    check_tasks(large, PATH)
+    check_tasks(large, PATH | {"HIDDEN": half})  # which no instance gets
+    with pytest.raises(ConfigError, match=r"^tasks\.big = "):
+        check_tasks(large, PATH | {"PYTHONPATH": half})
+
+
+def test_tasks_that_are_too_large_together_are_told_with_the_largest() -> None:
+    third = {"environment": {"TABLE": "x" * (MAX_SPEC_BYTES // 3)}}
+    check_tasks(settings(one=third, two=third), PATH)
+    with pytest.raises(
+        ConfigError, match=r"^tasks = '\d+ bytes in all, \d+ of them in tasks\.three': expected at most"
+    ):
+        check_tasks(settings(one=third, two=third, three={"environment": {"TABLE": "x" * (MAX_SPEC_BYTES // 2)}}), PATH)
+
+
+def test_what_passes_the_check_can_be_launched() -> None:
+    """With the longest names and secret that an instance can have."""
+    config = settings(big={"environment": {"TABLE": "x" * (MAX_SPEC_BYTES - 400)}})
+    check_tasks(config, PATH)
+    environ = clean_environment(PATH, config.tasks["big"].environment)
+    spear = InstanceEnvironment(
+        port=65535, instance_id="i" * 100, secret="s" * 500, host="h" * 255, task="t" * 63, concurrency=1000
+    ).to_environ()
+    spec = LaunchSpec(["/bin/true"], environ | spear, "/" * 1000, ResourceLimits())
+    ours, theirs = SupervisorEnd.pair()
+    with ours, theirs:
+        supervisor_end(ours).send(Launch(2**40, spec))

@@ -27,7 +27,7 @@ Values = LaunchSpec | ZygoteSpec | ForkSpec | Launched | LaunchFailed | ZygoteRe
         LaunchSpec(["sh", "-c", "exit"], {"A": "b"}, "/", LIMITS),
         ZygoteSpec("shop:thumb", {}, "/"),
         ForkSpec(2**40, [], {"A": ""}, "/", ResourceLimits()),
-        Launched(1, 2, 2**60),
+        Launched(1, 2, 2**60, 2**62),
         LaunchFailed(1, "Traceback …"),
         ZygoteReady(1),
         Exited(1, 2, 0, None),
@@ -38,6 +38,11 @@ Values = LaunchSpec | ZygoteSpec | ForkSpec | Launched | LaunchFailed | ZygoteRe
 def test_everything_survives_the_way_to_the_warden_and_back(value: Values) -> None:
     packer: Packer[Values] = Packer(Values)
     assert packer.unpack(packer.pack(value)) == value
+
+
+@pytest.mark.parametrize(("code", "signal", "expected"), [(0, None, 0), (3, None, 3), (None, 9, -9)])
+def test_the_end_of_a_process_in_one_number(code: int | None, signal: int | None, expected: int) -> None:
+    assert Exited(1, 2, code, signal).returncode == expected
 
 
 def test_the_warden_is_a_launcher() -> None:

@@ -40,6 +40,32 @@ def away() -> Lifecycle:
     return life
 
 
+@pytest.mark.parametrize(
+    ("life", "after_s", "clean", "crashed"),
+    [
+        (ready(), SETTLED_S + 1, False, True),
+        (ready(), SETTLED_S + 1, True, False),
+        (ready(), SETTLED_S - 1, True, True),
+        (connecting(), 1.0, True, True),
+        (away(), SETTLED_S + 60, True, False),
+    ],
+    ids=["settled, killed", "settled, done", "soon after it was ready", "before it was ready", "away, done"],
+)
+def test_an_end_that_nobody_wanted(life: Lifecycle, after_s: float, clean: bool, crashed: bool) -> None:
+    assert life.crashed(BEGIN + after_s, clean=clean) is crashed
+    assert life.cause("exited with code 0") == "exited with code 0"
+    life.stop(BEGIN + 1)
+    assert not life.crashed(BEGIN + after_s, clean=clean), "it was asked to"
+
+
+def test_one_that_was_ended_because_it_was_too_slow_has_crashed_however_it_went() -> None:
+    life = away()
+    life.expire(BEGIN + 60)
+    assert not life.failed(BEGIN + 61), "its task has served long enough"
+    assert life.crashed(BEGIN + 61, clean=True)
+    assert life.cause("exited with code 0") == "it lost its connection and did not come back within 10 s"
+
+
 def phase(life: Lifecycle) -> Phase:
     return life.phase
 

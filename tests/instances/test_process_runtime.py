@@ -17,7 +17,7 @@ from spearpool.errors import InstanceStartError
 from spearpool.instances.instance import Instance
 from spearpool.instances.launch import Exited, Launched, ZygoteReady
 from spearpool.instances.lifecycle import Phase
-from spearpool.metrics.layout import InstanceStage, LimitLevel
+from spearpool.metrics.vocabulary import RECORD_FLAGS, InstanceStage, LimitLevel
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.messages import ExecutionStatus
@@ -61,15 +61,19 @@ def test_each_kind_of_target_starts_serves_and_stops(
     assert (answer.status, answer.output) == (ExecutionStatus.COMPLETED, expected)
     row = house.row(instance)
     assert (row.pid, row.start_ticks) == (identity(instance).pid, identity(instance).start_ticks)
-    times = [row.stages_ns[stage] for stage in list(InstanceStage)[:5]]
-    assert times[0] > 0
-    assert times[:1] + times[2:] == sorted(times[:1] + times[2:]), "requested, connected, authenticated, ready"
-    assert times[0] < times[1], "spawned"
+    assert row.stage is InstanceStage.READY
+    times = [row.stages_ns[stage] for stage in InstanceStage if stage <= InstanceStage.READY]
+    assert 0 < times[0] < times[1] < times[2] <= times[3] < times[4], "each by the clock of who saw it, which is one"
+    assert times[1] in {report.forked_ns for report in house.reports if isinstance(report, Launched)}
     house.runtime.stop_instance(instance)
     end = house.end_of(instance)
     assert (end.failed, end.reason) == (False, "it was stopped and exited with code 0")
     assert house.told == ["Terminate"]
-    assert house.row(instance).stages_ns[InstanceStage.STOPPED] > times[4]
+    assert times[4] < house.row(instance).stages_ns[InstanceStage.STOPPING]
+    assert house.row(instance).stages_ns[InstanceStage.STOPPING] < house.row(instance).stages_ns[InstanceStage.EXITED]
+    stages = ["requested", "spawned", "connected", "authenticated", "ready", "stopping", "exited"]
+    assert house.stages(instance) == stages
+    assert house.counted() == {"started": 1, "exited": 1}
     assert not house.table.is_alive(instance.id.row, instance.id.generation)
     house.runtime.stop_all()
     house.until(lambda: house.runtime.all_gone)
@@ -114,6 +118,23 @@ def test_limits_are_published_as_the_kernel_has_them_and_usage_is_sampled(house:
     assert 3 < published["open_files"].usage < 64
     assert published["nice"].usage == 3
     assert sum(limit.breaches for limit in published.values()) == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one CPU: nothing to widen")
+def test_a_limit_that_the_process_widens_is_no_longer_said_to_be_enforced(house: House) -> None:
+    instance = house.ready(ECHO, ResourceLimits(cpu_affinity=(0,), cpu_seconds=100))
+    pid = identity(instance).pid
+
+    def levels() -> dict[str, tuple[int, LimitLevel, int]]:
+        house.runtime.sample_usage()
+        return {limit.name: (limit.value, limit.level, limit.breaches) for limit in house.row(instance).limits}
+
+    kept = {"cpu_seconds": (100, LimitLevel.ENFORCED, 0)}
+    assert levels() == {"cpu_affinity": (1, LimitLevel.ENFORCED, 0), **kept}
+    os.sched_setaffinity(pid, (0, 1))
+    assert levels() == {"cpu_affinity": (2, LimitLevel.WATCHED, 1), **kept}
+    os.sched_setaffinity(pid, (0,))
+    assert levels() == {"cpu_affinity": (1, LimitLevel.ENFORCED, 1), **kept}
 
 
 def test_the_cpu_limit_ends_an_instance_and_is_counted(house: House) -> None:
@@ -296,8 +317,8 @@ def test_stop_all_ends_whatever_is_under_way(house: House) -> None:
 def test_words_about_others_are_ignored(house: House) -> None:
     instance = house.create("agent:sleep 60")
     wrong = InstanceId(instance.id.row, instance.id.generation + 1)
-    house.runtime.claimed(wrong, 1, 2)
-    house.runtime.claimed(InstanceId(5, 1), 1, 2)
+    house.runtime.claimed(wrong, 9, 1, 2)
+    house.runtime.claimed(InstanceId(5, 1), 9, 1, 2)
     house.runtime.released(wrong)
     assert house.runtime.find(wrong) is None
     assert house.runtime.find(instance.id) is instance
@@ -325,6 +346,58 @@ def test_logs_are_rotated_while_the_program_writes(house: House, monkeypatch: py
 
     house.until(rotated)
     assert instance.log.path.stat().st_size < 1000 < old.stat().st_size
+
+
+def test_who_takes_the_place_of_a_crashed_one_has_its_count(house: House) -> None:
+    first, other = house.ready(wire_agent()), house.ready(wire_agent())
+    assert (house.row(first).restarts, house.row(other).restarts) == (0, 0)
+    for restarts in (1, 2):
+        os.kill(identity(first).pid, signal.SIGKILL)
+        house.end_of(first)
+        assert first.crashed
+        first = house.ready(wire_agent())
+        assert house.row(first).restarts == restarts
+        assert house.stages(first)[:3] == ["requested", "restarted", "spawned"]
+    assert house.row(other).restarts == 0
+    assert house.counted() == {"started": 4, "failed": 2, "restarted": 2}
+
+
+def test_a_killed_instance_is_on_record_with_the_signal(house: House) -> None:
+    instance = house.ready(wire_agent())
+    os.kill(identity(instance).pid, signal.SIGKILL)
+    house.end_of(instance)
+    assert house.stages(instance)[-2:] == ["ready", "failed"]
+    last = house.records(instance)[-1]
+    assert (last.flags, last.code) == (RECORD_FLAGS["has_code"], 0x1_0000 - signal.SIGKILL)
+    assert last.connection != 0, "that of its agent"
+
+
+def test_a_program_that_is_done_has_exited_and_its_place_is_filled_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spearpool.instances.lifecycle.SETTLED_S", 0.0)
+    instance = house.ready(wire_agent("sys.exit(0)"))
+    assert not house.end_of(instance).failed
+    assert not instance.crashed
+    assert house.stages(instance)[-1] == "exited"
+    assert house.row(house.create("agent:sleep 60")).restarts == 1
+
+
+def test_one_that_was_stopped_leaves_no_place(house: House) -> None:
+    instance = house.ready(wire_agent(), stop_timeout_s=0.1)
+    house.runtime.stop_instance(instance)
+    house.end_of(instance)
+    assert house.row(house.create("agent:sleep 60")).restarts == 0
+
+
+def test_starts_that_come_to_nothing_are_restarts_too(house: House) -> None:
+    for restarts in range(3):
+        with pytest.raises(InstanceStartError):
+            house.create("exec:no-such-program")
+        row = house.table.snapshot(restarts)
+        assert row is not None
+        assert (row.restarts, row.stage) == (restarts, InstanceStage.FAILED)
+    assert house.counted() == {"started": 3, "failed": 3, "restarted": 2}
 
 
 def test_an_end_may_start_the_next_one(house: House) -> None:

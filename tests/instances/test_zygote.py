@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class Harness:
         record = self.hear()
         assert isinstance(record, Forked)
         assert record.launch == launch
+        self.forked_ns = record.forked_ns
         os.set_blocking(reader, True)
         with open(reader, encoding="utf-8") as status:
             return record.pid, status.read()
@@ -293,3 +295,10 @@ def test_the_channel_is_not_inherited_by_programs(started: Any) -> None:
     harness = started(body)
     assert harness.run() == 0
     assert harness.log.read_text().split() == ["0", "1", "2", "3"]
+
+
+def test_the_fork_is_told_with_a_time_before_anything_that_the_instance_did(started: Any, tmp_path: Path) -> None:
+    harness = started("def serve(): open('time', 'w').write(str(time.monotonic_ns()))")
+    before = time.monotonic_ns()
+    harness.run(working_dir=str(tmp_path))
+    assert before < harness.forked_ns < int((tmp_path / "time").read_text())

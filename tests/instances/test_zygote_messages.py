@@ -38,7 +38,7 @@ def test_a_fork_request(ends: tuple[WardenEnd, ZygoteEnd]) -> None:
     assert zygote.receive() == (request, [])
 
 
-@pytest.mark.parametrize("answer", [Imported(), ImportFailed("Traceback …\n"), Forked(7, 12345)])
+@pytest.mark.parametrize("answer", [Imported(), ImportFailed("Traceback …\n"), Forked(7, 12345, 2**62)])
 def test_answers(ends: tuple[WardenEnd, ZygoteEnd], answer: FromZygote) -> None:
     warden, zygote = ends
     zygote.send(answer)

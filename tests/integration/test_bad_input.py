@@ -68,6 +68,10 @@ def test_typed(runtime_env: RuntimeEnv, row: str) -> None:
 WRITTEN = {
     "not TOML": ("[pool", "valid TOML"),
     "unknown key": ("[pool]\nworker = 3", "pool.worker = 3: expected a key that spearpool knows"),
+    "task too large to be handed to a process": (
+        f'[tasks.a]\ntarget = "exec:cat"\nenvironment = {{ TABLE = "{"x" * 160_000}" }}',
+        "bytes of arguments and environment': expected at most 159744 bytes",
+    ),
     "wrong type": ('[pool]\nworkers = "many"', "pool.workers = 'many': expected int"),
     "out of range": ("[pool]\nport = 70000", "pool.port = 70000: expected 0 to 65535"),
     "task without target": ("[tasks.a]\nmin_instances = 1", "tasks.a.target"),

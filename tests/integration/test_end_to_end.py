@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,29 @@ def _quiet(lines: list[dict[str, object]], seen: list[int] = []) -> bool:  # noq
 
 def _types_of(events: list[dict[str, object]], connection: object) -> Counter[object]:
     return Counter(e["type"] for e in events if e["connection_id"] == connection)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one CPU: nothing to widen")
+def test_limits_are_shown_as_they_are_now(runtime_env: RuntimeEnv, tmp_path: Path) -> None:
+    """An instance widens its set of CPUs, and is put back to it."""
+    cpus = sorted(os.sched_getaffinity(0))
+    config = tmp_path / "pool.toml"
+    limits = f"[tasks.echo.limits]\ncpu_affinity = [{cpus[0]}]\nopen_files = 100\n"
+    config.write_text(f'[tasks.echo]\ntarget = "{HANDLERS}:echo"\n{limits}')
+    with live_pool(runtime_env, "--config", str(config)) as pool:
+
+        def shown(name: str) -> tuple[int, str, int]:
+            (instance,) = json.loads(pool.cli("instances", "--json").stdout)
+            (limit,) = [limit for limit in instance["limits"] if limit["name"] == name]
+            return limit["value"], limit["level"], limit["breaches"]
+
+        pid = pool.status()["instances"][0]["pid"]
+        assert shown("cpu_affinity") == (1, "enforced", 0)
+        os.sched_setaffinity(pid, cpus)
+        eventually(lambda: shown("cpu_affinity") == (len(cpus), "watched", 1), 10)
+        os.sched_setaffinity(pid, cpus[:1])
+        eventually(lambda: shown("cpu_affinity") == (1, "enforced", 1), 10)
+        assert shown("open_files") == (100, "enforced", 0)
 
 
 def test_a_program_that_knows_only_the_wire_is_an_agent(runtime_env: RuntimeEnv) -> None:

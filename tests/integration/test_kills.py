@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -129,6 +134,59 @@ def test_killed_instance_is_replaced_and_its_execution_is_accounted_for(runtime_
             waiting.result(20)
         assert client.execute("sleep", "0") == b"slept"
         assert int(client.execute("pid")) in {i["pid"] for i in pool.status()["instances"]}
+
+
+LIFE = ["requested", "spawned", "connected", "authenticated", "ready"]
+
+
+def test_the_life_of_an_instance_is_on_record(runtime_env: RuntimeEnv) -> None:
+    """Killed, replaced and stopped, as `metrics tail`, `instances` and `status` tell it."""
+    with live_pool(runtime_env, "--workers", "2", tasks={"pid": f"{HANDLERS}:pid"}) as pool:
+        (first,) = pool.status()["instances"]
+        with _tail(pool, "--kind", "instance") as lines:
+            eventually(lambda: lines, 20)  # it has joined
+            os.kill(first["pid"], signal.SIGKILL)
+            eventually(lambda: [line for line in lines if line.get("stage") == "ready"], 20)
+            (second,) = json.loads(pool.cli("instances", "--json").stdout)
+            totals = pool.status()["totals"]
+            pool.stop()
+        account = lines.pop()
+        assert {line["kind"] for line in lines} == {"instance"}
+        told = [line for line in lines if "stage" in line]
+        assert account == {"kind": "account", "received": len(told), "lost_ring": 0, "lost_bus": 0}
+        killed = [line for line in told if line["instance_id"] == first["instance_id"]]
+        assert [(line["stage"], line["code"]) for line in killed] == [("failed", -signal.SIGKILL)]
+        assert killed[0]["reason"] == "was killed by signal SIGKILL"
+        life = [line for line in told if line["instance_id"] == second["instance_id"]]
+        assert [line["stage"] for line in life] == [LIFE[0], "restarted", *LIFE[1:], "stopping", "exited"]
+        times = [line["time"] for line in life]
+        assert times == sorted(times)
+        ready = life[LIFE.index("ready") + 1]
+        assert (ready["worker"], life[0]["worker"]) == (second["worker"], None)
+        took = sum(line["duration_s"] for line in life if line["stage"] in LIFE[1:])
+        assert took == pytest.approx(second["stages_ms"]["ready"] / 1e3, abs=1e-5)
+        assert list(second["stages_ms"]) == LIFE
+        assert second["restarts"] == life[1]["restarts"] == 1
+        counted = {name: totals[f"instances_{name}"] for name in ("started", "exited", "failed", "restarted")}
+        assert counted == {"started": 2, "exited": 0, "failed": 1, "restarted": 1}
+
+
+@contextlib.contextmanager
+def _tail(pool: LivePool, *words: str) -> Iterator[list[dict[str, Any]]]:
+    """The lines of `metrics tail --json` as they come; all of them at the end of the block, which ends the pool."""
+    lines: list[dict[str, Any]] = []
+    command = [sys.executable, "-m", "spearpool", "metrics", "tail", "--name", pool.name, "--json", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=pool.env.environ) as tail:
+        assert tail.stdout is not None
+        reader = threading.Thread(target=lambda: lines.extend(map(json.loads, tail.stdout or ())))
+        reader.start()
+        try:
+            yield lines
+            reader.join(20 * TIME_SCALE)
+            assert tail.wait(20) == 0
+        finally:
+            tail.kill()
+            reader.join()
 
 
 def test_zygote_killed_instances_go_on(runtime_env: RuntimeEnv) -> None:

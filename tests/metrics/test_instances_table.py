@@ -19,6 +19,7 @@ from spearpool.metrics.segment import Segment
 from spearpool.metrics.vocabulary import (
     LIMITS,
     OTHER,
+    ROW_STAGES,
     InstanceStage,
     LimitLevel,
 )
@@ -67,7 +68,7 @@ def test_a_row_tells_everything_to_any_reader(segment: Segment, table: Instances
         pid=4321,
         start_ticks=999,
         restarts=3,
-        stages_ns=(10, 20, 0, 0, 0, 0),
+        stages_ns=(10, 20, 0, 0, 0, 0, 0, 0),
         limits=(
             LimitState("memory_bytes", LimitLevel.ENFORCED, 2**30, 2**29, 1),
             LimitState("nice", LimitLevel.WATCHED, -5, 0, 0),
@@ -82,7 +83,7 @@ def test_every_configurable_limit_has_its_place() -> None:
 def test_the_stage_is_the_last_one_reached(table: InstancesTable) -> None:
     instance = table.open_row(0)
     assert row_of(table, instance).stage is InstanceStage.REQUESTED
-    for stage in InstanceStage:
+    for stage in ROW_STAGES:
         table.mark(instance.row, stage, 100 + stage)
         assert row_of(table, instance).stage is stage
 
@@ -110,7 +111,7 @@ def test_a_closed_row_is_void_and_its_successor_another_instance(table: Instance
     assert table.is_alive(second.row, second.generation)
     assert not table.is_alive(first.row, first.generation)
     row = row_of(table, second)
-    assert (row.instance_id, row.external, row.stages_ns, row.limits) == ("sum-0-2", False, (0,) * 6, ())
+    assert (row.instance_id, row.external, row.stages_ns, row.limits) == ("sum-0-2", False, (0,) * len(ROW_STAGES), ())
 
 
 def test_rows_run_out(table: InstancesTable) -> None:

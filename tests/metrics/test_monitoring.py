@@ -15,10 +15,11 @@ from spearpool.metrics.histogram import HISTOGRAM_WORDS
 from spearpool.metrics.layout import (
     SEAT_NAMES,
 )
-from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.monitoring import MonitoringService, StageReport
 from spearpool.metrics.seat import Seat
 from spearpool.metrics.segment import Segment
 from spearpool.metrics.vocabulary import (
+    BOARD,
     CLOSE_REASONS,
     COUNTER,
     COUNTERS,
@@ -30,6 +31,8 @@ from spearpool.metrics.vocabulary import (
     NO_MESSAGE_TYPE,
     NO_TASK,
     OTHER,
+    RECORD_FLAGS,
+    TASK_COUNTERS,
     TASK_HISTOGRAMS,
     EventKind,
     ExecutionStage,
@@ -146,6 +149,40 @@ def test_authenticated_now_counts_who_is_there(desk: Desk) -> None:
     assert desk.authenticated_now == 1
 
 
+def test_a_connection_that_moves_to_another_seat_and_back(segment: Segment, desk: Desk) -> None:
+    there = Desk.__new__(Desk)
+    there.segment, there.seat = segment, Seat(segment, 2)
+    there.seat.occupy(2, 2)
+    there.service, there.reader = MonitoringService(there.seat, MonitoringConfig()), RingReader(segment, 2)
+    desk.record(Connected("x"), Authenticated("thumb-3-7", "agent", InstanceId(3, 7).pack(), 0.25))
+    for giver, taker in ((desk, there), (there, desk)):
+        giver.service.record_handed_over(CONNECTION, taker.seat.index)
+        assert (giver.seat.open_connections(), taker.seat.open_connections()) == (0, 1)
+        taker.service.record_taken_in(CONNECTION, "thumb-3-7", InstanceId(3, 7).pack())
+        assert (giver.seat.gauges[GAUGE["authenticated_now"]], taker.seat.gauges[GAUGE["authenticated_now"]]) == (0, 1)
+        assert not giver.service._peers
+        taker.service.record_message_event(CONNECTION, MessageType.HEARTBEAT, Direction.INCOMING, 9)
+        taken, message = taker.reader.read()[-2:]
+        assert (taken.kind, message.kind) == (EventKind.TAKEN_IN, EventKind.MESSAGE_RECEIVED)
+        assert {record.connection for record in (taken, message)} == {CONNECTION}
+        assert {(record.instance, record.task) for record in (taken, message)} == {(InstanceId(3, 7).pack(), THUMB)}
+    assert [record.kind for record in there.reader.read()] == [EventKind.HANDED_OVER]
+    counters = [made.seat.counters[COUNTER["connections_opened"]] for made in (desk, there)]
+    assert counters == [1, 0]
+
+
+def test_what_was_not_counted_as_handed_over_counts_as_opened(desk: Desk) -> None:
+    desk.service.record_taken_in(CONNECTION, "shop", counted=False)
+    assert desk.seat.counters[COUNTER["connections_opened"]] == desk.seat.open_connections() == 1
+
+
+def test_moves_are_not_recorded_where_connections_are_not(segment: Segment) -> None:
+    desk = Desk(segment, enable_connection_tracking=False)
+    desk.service.record_taken_in(CONNECTION, "shop", counted=False)
+    desk.service.record_handed_over(CONNECTION, 2)
+    assert (desk.seat.open_connections(), desk.seat.handed_over(2), desk.reader.read()) == (0, 0, [])
+
+
 @pytest.mark.parametrize("reason", CloseReason)
 def test_every_reason_is_counted_by_its_name(desk: Desk, reason: CloseReason) -> None:
     (record,) = desk.record(Disconnected(reason))
@@ -252,14 +289,33 @@ def test_an_execution_is_open_from_its_receipt_to_its_end(desk: Desk) -> None:
 def test_stages_of_instances_and_workers(desk: Desk) -> None:
     instance = InstanceId(3, 4)
     for stage in InstanceStage:
-        desk.service.record_instance(stage, instance, THUMB, 1_000)
+        desk.service.record_instance(stage, instance, THUMB, StageReport(duration_ns=1_000, age_ns=3_000))
     desk.service.record_worker(WorkerStage.KILLED, 7, 3, 9)
     *stages, killed = desk.reader.read()
     assert [EventKind(r.kind).name for r in stages] == [f"INSTANCE_{stage.name}" for stage in InstanceStage]
     assert {(r.instance, r.task, r.duration_ns) for r in stages} == {(instance.pack(), THUMB, 1_000)}
-    assert desk.histograms() == {"instance_start_ns": (1_000, 1)}
+    assert desk.histograms() == {"instance_start_ns": (3_000, 1)}, "from the request until it is ready"
+    block = dict(zip(TASK_COUNTERS, desk.seat.task_counters.tolist(), strict=False))
+    counted = ("instances_started", "instances_exited", "instances_failed", "instances_restarted")
+    assert {name: count for name, count in block.items() if count} == dict.fromkeys(counted, 1)
     assert EventKind(killed.kind) is EventKind.WORKER_KILLED
     assert (ConnectionId.unpack(killed.connection), killed.code) == (ConnectionId(7, 3, 0), 9)
+
+
+def test_what_is_told_of_the_end_of_an_instance(desk: Desk) -> None:
+    instance = InstanceId(3, 4)
+    for told in (
+        StageReport(connection=CONNECTION, code=-9, reason="was killed"),
+        StageReport(code=0, ago_ns=10**9),
+        StageReport(),
+    ):
+        desk.service.record_instance(InstanceStage.FAILED, instance, SUM, told)
+    killed, done, none = desk.reader.read()
+    assert (killed.connection, killed.code, killed.flags) == (CONNECTION, 0x1_0000 - 9, RECORD_FLAGS["has_code"])
+    assert desk.seat.names.names()[killed.name] == "was killed"
+    assert (done.code, done.flags, done.name) == (0, RECORD_FLAGS["has_code"], 0)
+    assert none.flags == 0
+    assert killed.time_ns - 2 * 10**9 < done.time_ns < none.time_ns - 10**9 + 10**8
 
 
 def test_loop_lag(desk: Desk) -> None:
@@ -283,7 +339,7 @@ def test_without_performance_tracking_there_are_no_durations(segment: Segment) -
     desk = Desk(segment, enable_performance_tracking=False)
     desk.service.record_message_event(CONNECTION, MessageType.SIGNAL, Direction.INCOMING, 5, 5)
     desk.service.record_execution(ExecutionStage.COMPLETED, SUM, 5)
-    desk.service.record_instance(InstanceStage.READY, InstanceId(1, 1), SUM, 5)
+    desk.service.record_instance(InstanceStage.READY, InstanceId(1, 1), SUM, StageReport(duration_ns=5, age_ns=5))
     desk.service.record_loop_lag(5)
     records = desk.record(*EVENTS, *MESSAGES)
     assert len(records) == 3 + len(EVENTS) + len(MESSAGES)
@@ -296,15 +352,16 @@ def test_the_master_switch_turns_off_everything(segment: Segment, off: dict[str,
     desk = Desk(segment, **off)
     desk.service.record_message_event(CONNECTION, MessageType.SIGNAL, Direction.INCOMING, 5)
     desk.service.record_execution(ExecutionStage.COMPLETED, SUM, 5)
-    desk.service.record_instance(InstanceStage.READY, InstanceId(1, 1), SUM, 5)
+    desk.service.record_instance(InstanceStage.REQUESTED, InstanceId(1, 1), SUM, StageReport(age_ns=5))
     desk.service.record_worker(WorkerStage.READY, 1, 1)
     desk.service.record_loop_lag(5)
     desk.service.record_error(CONNECTION, 400)
     assert desk.record(*EVENTS, *MESSAGES) == []
     assert desk.counters() == {}
+    assert sum(desk.seat.task_counters) == 0
     assert sum(desk.seat.histograms) == 0
     desk.seat.publish_capacity(SUM, 3, 0)  # the board is no monitoring: executions depend on it
-    assert desk.segment.seat_part(0, "board")[2] == 3
+    assert desk.segment.seat_part(0, "board")[SUM * len(BOARD)] == 3
 
 
 @pytest.mark.parametrize(
@@ -321,7 +378,7 @@ def test_the_master_switch_turns_off_everything(segment: Segment, off: dict[str,
 def test_what_cannot_be_recorded_is_counted_and_does_no_harm(desk: Desk, arguments: Any) -> None:
     desk.service.record_message_event(*arguments)
     desk.service.record_execution(ExecutionStage.COMPLETED, 10_000)
-    desk.service.record_instance(InstanceStage.READY, InstanceId(1, 1), -1)
+    desk.service.record_instance(InstanceStage.READY, InstanceId(1, 1), -1, StageReport())
     desk.service.record_worker(WorkerStage.READY, 1, "x")  # type: ignore[arg-type]
     assert desk.reader.read() == []
     assert desk.counters() == {"recording_errors": 4}

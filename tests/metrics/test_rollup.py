@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spearpool.config import MonitoringConfig
 from spearpool.metrics.layout import Layout
-from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.monitoring import MonitoringService, StageReport
 from spearpool.metrics.rollup import Latency, Rollup
 from spearpool.metrics.seat import Seat
 from spearpool.metrics.segment import Segment
@@ -26,9 +26,11 @@ from spearpool.metrics.vocabulary import (
     TASK_COUNTERS,
     EventKind,
     ExecutionStage,
+    InstanceStage,
     SeatState,
 )
 from spearpool.protocol.events import Authenticated, CloseReason, Connected, Direction, Disconnected
+from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.messages import MessageType
 from tests.conftest import deadline
 from tests.metrics.segments import RingReader, new_segment
@@ -242,7 +244,7 @@ def test_words_are_counters_gauges_and_tasks(segment: Segment) -> None:
     assert len(words) == len(COUNTERS) + len(GAUGES) + segment.layout.columns * len(TASK_COUNTERS)
     assert words[COUNTER["bytes_out"]] == 3
     assert words[len(COUNTERS) + 1] == 4
-    assert words[-1] == 5
+    assert words[-len(TASK_COUNTERS) + ExecutionStage.REFUSED] == 5, "the last column's"
     assert words.sum() == 12
 
 
@@ -258,6 +260,8 @@ def record_one_of_each(segment: Segment) -> None:
     service.record_execution(ExecutionStage.RECEIVED, 0)
     service.record_execution(ExecutionStage.COMPLETED, 0, 1_000_000)
     service.record_execution(ExecutionStage.FAILED, 1, 8)
+    for stage in (InstanceStage.REQUESTED, InstanceStage.FAILED):
+        service.record_instance(stage, InstanceId(1, 1), 1, StageReport())
 
 
 def test_totals_are_those_of_status(segment: Segment) -> None:
@@ -267,6 +271,7 @@ def test_totals_are_those_of_status(segment: Segment) -> None:
         "connections_opened": 3,
         "connections_closed": 1,
         "connections_open": 2,
+        "connections_handed_over": 0,
         "authenticated": 1,
         "auth_failed": 0,
         "messages_in": 2,
@@ -276,13 +281,26 @@ def test_totals_are_those_of_status(segment: Segment) -> None:
         "executions_received": 1,
         "executions_completed": 1,
         "executions_failed": 1,
+        "instances_started": 1,
+        "instances_failed": 1,
         "heartbeat_timeouts": 0,
-        "ring_records": 11,
+        "ring_records": 13,
         "ring_lost": 0,
         "errors": 0,
     }
     assert {name: totals[name] for name in expected} == expected
     assert all(type(value) is int for value in totals.values())
+
+
+def test_a_connection_that_moves_is_neither_opened_nor_closed(segment: Segment) -> None:
+    giver, taker, rollup = occupied(segment, 1), occupied(segment, 2), Rollup(segment)
+    giver.add(COUNTER["connections_opened"], 3)
+    for _ in range(2):
+        giver.hand_over(2)
+    taker.add(CLOSED[0])
+    assert [rollup.open_connections(slot) for slot in (0, 1, 2)] == [1, 1, 0]
+    totals = rollup.totals()
+    assert (totals["connections_open"], totals["connections_handed_over"]) == (2, 2)
 
 
 def test_tasks_by_name(segment: Segment) -> None:
@@ -343,6 +361,25 @@ def test_the_end_is_read_before_the_beginning(segment: Segment, monkeypatch: pyt
         assert rollup.open_connections(0) >= 0
         stages = rollup.slot_tasks(0)[0]
         assert stages[ExecutionStage.RECEIVED] >= stages[ExecutionStage.COMPLETED]
+
+
+def test_what_is_booked_is_read_before_the_beginning(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Occupants of a seat that open, begin and die one after the other while it is read."""
+    seat, rollup = occupied(segment, 0), Rollup(segment)
+
+    def live_and_die() -> None:
+        seat.add(COUNTER["connections_opened"], 3)
+        seat.add_task(0, ExecutionStage.RECEIVED, 2)
+        seat.book_crash()
+
+    monkeypatch.setattr(rollup, "_booked_counters", Meanwhile(rollup._booked_counters, live_and_die))
+    monkeypatch.setattr(rollup, "_booked_tasks", Meanwhile(rollup._booked_tasks, live_and_die))
+    for _ in range(3):
+        totals = rollup.totals()
+        assert totals["connections_open"] == totals["connections_opened"] - totals["connections_closed"] >= 0
+        assert rollup.open_connections(0) >= 0
+        stages = rollup.slot_tasks(0)[0]
+        assert stages[ExecutionStage.RECEIVED] >= stages[ExecutionStage.LOST]
 
 
 # Seats

@@ -101,10 +101,12 @@ def test_an_heir_counts_on_and_begins_the_present_anew(segment: Segment, seat: S
     name = seat.intern("agent-x")
     seat.ring.write(1, EventKind.CONNECTED)
     seat.gauges[GAUGE["queue_bytes"]] = 5
-    seat.publish_capacity(1, 3, 4)
+    seat.publish_capacity(1, 3, 4, 5)
+    seat.publish_arrived(1, 6)
     seat.set_agent(2, 9, 1, 1)
     seat.vacate()
-    assert Board(segment).capacity(0, 1) == (0, 0)
+    board = Board(segment)
+    assert (board.capacity(0, 1), board.since_ns(1)[0], board.arrived(0, 1)) == ((0, 0), 0, 0)
     assert seat.agent(2) == (0, 0, 0)
     assert seat.gauges.tolist() == [0] * len(seat.gauges)
 
@@ -151,6 +153,9 @@ def test_what_a_seat_says_of_an_instance(seat: Seat) -> None:
     assert [seat.agent(row) for row in (2, 3, 4)] == [(0, 0, 0), (5, 1, 2), (1, 1, 0)]
     seat.set_agent(3, 6, 1, 0)
     assert seat.agent(3) == (6, 1, 0)
+    seat.set_in_flight(3, 6, 4)
+    seat.set_in_flight(3, 5, 9)  # the row was given away meanwhile
+    assert seat.agent(3) == (6, 1, 4)
 
 
 def test_what_died_with_an_occupant_is_booked_once(segment: Segment, seat: Seat) -> None:
@@ -178,6 +183,46 @@ def test_what_died_with_an_occupant_is_booked_once(segment: Segment, seat: Seat)
     assert heir.open_connections() == 1
     assert heir.book_crash() == Loss(1, 0)
     assert segment.seat_part(0, "booked_counters")[CRASH] == 8
+
+
+def test_what_is_handed_over_is_always_somebody_s(segment: Segment, seat: Seat) -> None:
+    taker = Seat(segment, 2)
+    taker.occupy(2, 2000)
+    seat.add(OPENED, 5)
+    seat.add(PEER)
+    seat.hand_over(2)
+    seat.hand_over(2)
+    assert (seat.open_connections(), taker.open_connections()) == (2, 2)
+    assert (seat.handed_over(2), taker.taken_in(), seat.taken_in()) == (2, 2, 0)
+    taker.add(PEER)
+    taker.hand_over(0)
+    assert (seat.open_connections(), taker.open_connections()) == (3, 0)
+
+    assert taker.book_crash() == Loss(0, 0)
+    seat.hand_over(2)  # before it knew of the other's death
+    assert taker.book_crash() == Loss(1, 0)
+    taker.vacate()
+    taker.occupy(3, 3000)
+    assert (seat.open_connections(), taker.open_connections()) == (2, 0)  # what was moved stays moved
+    assert Seat(segment, segment.layout.supervisor_seat).open_connections() == 0
+
+
+def test_a_column_of_the_board_at_once(segment: Segment) -> None:
+    board = Board(segment)
+    for index in (0, 3):
+        Seat(segment, index).publish_capacity(1, index + 1, 7, 100 * index + 5)
+    assert board.free(1) == [1, 0, 0, 4, 0]
+    assert board.since_ns(1) == [5, 0, 0, 305, 0]
+    assert board.free(0) == board.since_ns(2) == [0] * segment.layout.seats
+
+
+def test_what_arrived_is_told_to_each_sender(segment: Segment) -> None:
+    board = Board(segment)
+    for index in (0, 3):
+        for slot in range(segment.layout.slots):
+            Seat(segment, index).publish_arrived(slot, 10 * index + slot + 1)
+    told = [[board.arrived(index, slot) for slot in range(segment.layout.slots)] for index in (0, 1, 3)]
+    assert told == [[1, 2], [0, 0], [31, 32]]
 
 
 def test_a_board_row_has_room_for_every_column(segment: Segment, seat: Seat) -> None:

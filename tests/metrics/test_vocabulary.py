@@ -10,7 +10,9 @@ from spearpool.metrics.vocabulary import (
     CLOSE_REASONS,
     CLOSED,
     COUNTERS,
+    EXECUTION_COUNTERS,
     FINAL_STAGES,
+    INSTANCE_COUNTERS,
     LIMIT_FIELDS,
     LIMIT_SLOTS,
     LIMITS,
@@ -21,6 +23,7 @@ from spearpool.metrics.vocabulary import (
     ROW_FIELDS,
     ROW_LABEL_WORD,
     ROW_LIMITS_WORD,
+    ROW_STAGES,
     ROW_WORDS,
     TASK_COUNTERS,
     TASK_WORDS,
@@ -54,9 +57,11 @@ def test_stages_are_event_kinds_in_the_same_order() -> None:
         assert {kind for kind in EventKind if kind.name.startswith(head)} == {first + stage for stage in stages}
 
 
-def test_stages_of_an_execution_are_the_counters_of_a_task() -> None:
-    assert tuple(stage.name.lower() for stage in ExecutionStage) == TASK_COUNTERS
-    assert len(TASK_COUNTERS) <= TASK_WORDS
+def test_stages_of_an_execution_are_the_first_counters_of_a_task() -> None:
+    stages = tuple(stage.name.lower() for stage in ExecutionStage)
+    assert TASK_COUNTERS[: len(stages)] == stages == EXECUTION_COUNTERS
+    assert TASK_COUNTERS[len(stages) :] == tuple(INSTANCE_COUNTERS.values())
+    assert len(set(TASK_COUNTERS)) == len(TASK_COUNTERS) <= TASK_WORDS
     ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "LOST", "REFUSED"}
     assert {stage.name for stage in FINAL_STAGES} == ends
 
@@ -69,6 +74,7 @@ def test_a_record_fills_its_cache_line_field_by_field() -> None:
 
 def test_the_parts_of_an_instance_row_do_not_overlap() -> None:
     assert len(ROW_FIELDS) <= ROW_LIMITS_WORD
+    assert list(ROW_STAGES) == sorted(ROW_STAGES) == list(range(len(ROW_STAGES))), "a stage is its own place"
     assert len(LIMITS) <= LIMIT_SLOTS
     assert ROW_LIMITS_WORD + LIMIT_SLOTS * len(LIMIT_FIELDS) <= ROW_LABEL_WORD
     assert ROW_LABEL_WORD + NAME_BYTES // 8 <= ROW_WORDS

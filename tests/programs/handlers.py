@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 from spearpool.agent import Request
 
-__all__ = ["daemonise", "echo", "fail", "pid", "sleep", "upper"]
+__all__ = ["daemonise", "deaf", "echo", "fail", "pid", "sleep", "upper"]
 
 
 def echo(request: Request) -> bytes:
@@ -28,6 +29,14 @@ def sleep(request: Request) -> str:
     """Sleep for as many seconds as the first argument says."""
     time.sleep(float(request.args[0]))
     return "slept"
+
+
+def deaf(request: Request) -> None:
+    """Sleep for as many seconds as the first argument says, and do not listen to SIGTERM meanwhile."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = time.monotonic() + float(request.args[0])
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(left)
 
 
 def fail(request: Request) -> None:

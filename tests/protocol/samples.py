@@ -1,11 +1,13 @@
 """One full message of each type: its plain JSON values, and the payload that they mean.
 
-`spell` writes plain values as the wire's canonical text, by the standard library and nothing of ours.
+`spell` writes plain values as the canonical text of version 1, by the standard library and nothing of ours; `pack` as
+the canonical bytes of version 2, by MessagePack's specification.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 from spearpool.protocol.messages import (
@@ -28,7 +30,7 @@ from spearpool.protocol.messages import (
     Timestamp,
 )
 
-__all__ = ["EXTENSIONS", "MANDATORY", "PLAIN", "VALUES", "spell", "spell_body"]
+__all__ = ["EXTENSIONS", "MANDATORY", "PLAIN", "VALUES", "binary", "pack", "pack_body", "spell", "spell_body"]
 
 PLAIN: dict[MessageType, dict[str, Any]] = {
     MessageType.AUTH_REQUEST: {
@@ -165,3 +167,65 @@ def spell_body(
             "version": 1,
         }
     )
+
+
+def binary(plain: dict[str, Any]) -> dict[str, Any]:
+    """The same values with bytes as bytes: what version 2 packs."""
+    return {
+        key: bytes(value) if key in {"data", "input_data", "output_data"} and isinstance(value, list) else value
+        for key, value in plain.items()
+    }
+
+
+def pack(plain: Any) -> bytes:
+    """MessagePack, each value in its shortest form."""
+    match plain:
+        case None | False | True:
+            return {None: b"\xc0", False: b"\xc2", True: b"\xc3"}[plain]
+        case int():
+            return _pack_integer(plain)
+        case float():
+            return b"\xcb" + struct.pack(">d", plain)
+        case str():
+            data = plain.encode()
+            return _head(len(data), (0xA0, 32), (0xD9, 0xDA, 0xDB)) + data
+        case bytes():
+            return _head(len(plain), (0, 0), (0xC4, 0xC5, 0xC6)) + plain
+        case list():
+            return _head(len(plain), (0x90, 16), (0, 0xDC, 0xDD)) + b"".join(map(pack, plain))
+        case dict():
+            items = b"".join(pack(key) + pack(value) for key, value in plain.items())
+            return _head(len(plain), (0x80, 16), (0, 0xDE, 0xDF)) + items
+    raise TypeError(plain)
+
+
+def _head(size: int, short: tuple[int, int], codes: tuple[int, int, int]) -> bytes:
+    first, end = short
+    if size < end:
+        return bytes([first | size])
+    for code, form, limit in zip(codes, "BHI", (2**8, 2**16, 2**32), strict=True):
+        if code and size < limit:
+            return bytes([code]) + struct.pack(f">{form}", size)
+    raise ValueError(size)
+
+
+def _pack_integer(value: int) -> bytes:
+    if -32 <= value < 128:
+        return struct.pack("b" if value < 0 else "B", value)
+    forms = (
+        zip((0xD0, 0xD1, 0xD2, 0xD3), "bhiq", strict=True)
+        if value < 0
+        else zip((0xCC, 0xCD, 0xCE, 0xCF), "BHIQ", strict=True)
+    )
+    for code, form in forms:
+        try:
+            return bytes([code]) + struct.pack(f">{form}", value)
+        except struct.error:
+            continue
+    raise ValueError(value)
+
+
+def pack_body(
+    kind: MessageType, payload: bytes, request_id: int = 7, seconds: int = 1_700_000_000, nanos: int = 123_456_789
+) -> bytes:
+    return pack([list(MessageType).index(kind), request_id, seconds, nanos, 2, payload])

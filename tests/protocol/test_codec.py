@@ -14,14 +14,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spearpool.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from spearpool.protocol.codec import JSON_V1, message_type_of
+from spearpool.protocol.codec_v2 import MSGPACK_V2
 from spearpool.protocol.framing import FrameReader, frame
 from spearpool.protocol.messages import (
     PAYLOAD_TYPES,
+    U64_MAX,
     AuthRequest,
     AuthResponse,
     ConnectionClose,
@@ -42,8 +44,9 @@ from spearpool.protocol.messages import (
     StreamData,
     Timestamp,
 )
-from spearpool.protocol.strict import U64_MAX, read_struct
+from spearpool.protocol.strict import read_struct
 
+from .any_payload import ids, payloads
 from .samples import EXTENSIONS, PLAIN, VALUES, spell, spell_body
 
 T = MessageType
@@ -113,7 +116,7 @@ def test_a_vector_is_read_and_written_again(name: str) -> None:
     assert msgspec.to_builtins(message.timestamp) == plain["timestamp"]
     assert frame(JSON_V1.encode_message(message), MAX) == data
     if isinstance(plain["payload_json"], dict):
-        payload = JSON_V1.decode_payload(message)
+        payload = JSON_V1.decode_payload(message.message_type, message.payload)
         assert payload == read_struct(PAYLOAD_TYPES[message.message_type], message.payload)
         assert frame(JSON_V1.encode(payload, message.request_id, message.timestamp.to_ns()), MAX) == data
 
@@ -127,8 +130,8 @@ def test_a_vector_in_any_spelling_means_the_same(name: str) -> None:
     assert message == JSON_V1.decode(body)
     if isinstance(json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))["payload_json"], dict):
         loose = json.dumps(dict(reversed(json.loads(message.payload).items())), ensure_ascii=True, indent=1).encode()
-        spelled = msgspec.structs.replace(message, payload=loose)
-        assert JSON_V1.decode_payload(spelled) == JSON_V1.decode_payload(message)
+        kind = message.message_type
+        assert JSON_V1.decode_payload(kind, loose) == JSON_V1.decode_payload(kind, message.payload)
 
 
 def only_message(data: bytes) -> SpearMessage:
@@ -143,8 +146,17 @@ def only_message(data: bytes) -> SpearMessage:
             bodies += [] if body is None else [body]
         assert len(bodies) == 1
         messages.append(JSON_V1.decode(bodies[0]))
+        assert JSON_V1.open(bodies[0]) == opened(messages[-1])
     assert messages[0] == messages[1] == messages[2]
     return messages[0]
+
+
+Opened = tuple[MessageType, int, bytes]
+
+
+def opened(message: SpearMessage) -> Opened:
+    """What `open` has of an envelope."""
+    return message.message_type, message.request_id, message.payload
 
 
 # Frames of the original, copied here: the format for whoever has nothing but this file
@@ -190,7 +202,7 @@ def test_copied_frames(payload: Payload, request_id: int, time_ns: int, data: by
     assert frame(JSON_V1.encode(payload, request_id, time_ns), MAX) == data
     message = only_message(data)
     assert (message.request_id, message.timestamp.to_ns()) == (request_id, time_ns)
-    assert JSON_V1.decode_payload(message) == payload
+    assert JSON_V1.decode_payload(message.message_type, message.payload) == payload
 
 
 PAYLOADS: list[tuple[Payload, str]] = [
@@ -260,14 +272,14 @@ def test_payloads_are_written_to_the_byte_and_read_back(payload: Payload, text: 
     assert body == spell_body(kind.value, text.encode())
     message = JSON_V1.decode(body)
     assert message == SpearMessage(kind, 7, Timestamp.from_ns(TIME_NS), text.encode(), 1)
-    assert JSON_V1.decode_payload(message) == payload
+    assert JSON_V1.decode_payload(message.message_type, message.payload) == payload
 
 
 @pytest.mark.parametrize("kind", MessageType)
 def test_extensions_are_keys_after_the_originals(kind: MessageType) -> None:
     body = JSON_V1.encode(VALUES[kind], 1, 0)
     assert JSON_V1.decode(body).payload == spell(PLAIN[kind])
-    assert JSON_V1.decode_payload(JSON_V1.decode(body)) == VALUES[kind]
+    assert JSON_V1.decode_payload(kind, spell(PLAIN[kind])) == VALUES[kind]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +287,7 @@ def test_extensions_are_keys_after_the_originals(kind: MessageType) -> None:
 )
 def test_without_extensions_a_message_is_the_originals(kind: MessageType) -> None:
     original = {key: value for key, value in PLAIN[kind].items() if key not in EXTENSIONS}
-    payload = JSON_V1.decode_payload(SpearMessage(kind, 1, Timestamp(0, 0), spell(original)))
+    payload = JSON_V1.decode_payload(kind, spell(original))
     assert JSON_V1.decode(JSON_V1.encode(payload, 1, 0)).payload == spell(original)
 
 
@@ -343,18 +355,18 @@ def test_what_is_not_json_is_not_written() -> None:
 )
 def test_a_connection_close_may_carry_anything(text: bytes) -> None:
     message = SpearMessage(MessageType.CONNECTION_CLOSE, 1, Timestamp(0, 0), text)
-    assert JSON_V1.decode_payload(message) == ConnectionClose()
+    assert JSON_V1.decode_payload(message.message_type, message.payload) == ConnectionClose()
 
 
 def test_a_connection_close_with_an_object_is_held_to_it() -> None:
     with pytest.raises(RemoteProtocolError, match=r"ConnectionClose\.reason: expected a string, found 5"):
-        JSON_V1.decode_payload(SpearMessage(MessageType.CONNECTION_CLOSE, 1, Timestamp(0, 0), b'{"reason":5}'))
+        JSON_V1.decode_payload(MessageType.CONNECTION_CLOSE, b'{"reason":5}')
 
 
 @pytest.mark.parametrize("first", [0x90, 0x96, 0x9F, 0xDC, 0xDD])
 def test_a_version_2_body_is_told_so(first: int) -> None:
     with pytest.raises(RemoteProtocolError, match="version-2") as caught:
-        JSON_V1.decode(bytes([first]) + b"\x05\x01")
+        JSON_V1.open(bytes([first]) + b"\x05\x01")
     assert caught.value.code is ErrorCode.VERSION
 
 
@@ -411,11 +423,12 @@ REFUSED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bad_envelope_is_refused(name: str) -> None:
-    assert JSON_V1.decode(GOOD).request_id == 7
-    with pytest.raises(RemoteProtocolError, match=r"SpearMessage.*: expected .*, found") as caught:
-        JSON_V1.decode(REFUSED[name])
-    assert caught.value.code is ErrorCode.MALFORMED
-    assert len(str(caught.value)) < 400
+    assert JSON_V1.open(GOOD) == opened(JSON_V1.decode(GOOD))
+    for read in (JSON_V1.open, JSON_V1.decode):
+        with pytest.raises(RemoteProtocolError, match=r"SpearMessage.*: expected .*, found") as caught:
+            read(REFUSED[name])
+        assert caught.value.code is ErrorCode.MALFORMED
+        assert len(str(caught.value)) < 400
 
 
 TWICE = [
@@ -439,13 +452,13 @@ ALMOST_CANONICAL = [
 @pytest.mark.parametrize(("kind", "text"), ALMOST_CANONICAL)
 def test_what_is_almost_canonical_is_not_taken_for_it(kind: MessageType, text: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match=PAYLOAD_TYPES[kind].__name__) as caught:
-        JSON_V1.decode_payload(SpearMessage(kind, 1, Timestamp(0, 0), text))
+        JSON_V1.decode_payload(kind, text)
     assert caught.value.code is ErrorCode.MALFORMED
 
 
 def test_nanoseconds_are_carried_in_canonical_text_too() -> None:
     text = b'{"timestamp":{"secs_since_epoch":1,"nanos_since_epoch":2500000000},"sequence":0,"status":"Idle"}'
-    heartbeat = JSON_V1.decode_payload(SpearMessage(T.HEARTBEAT, 1, Timestamp(0, 0), text))
+    heartbeat = JSON_V1.decode_payload(T.HEARTBEAT, text)
     assert heartbeat == Heartbeat(Timestamp(3, 500_000_000), 0, HeartbeatStatus.IDLE)
     body = spell_body("Heartbeat", text, nanos=2_500_000_000)
     assert JSON_V1.decode(body).timestamp == Timestamp(1_700_000_002, 500_000_000)
@@ -491,7 +504,7 @@ def test_both_ways_of_reading_a_payload_agree(
     except RemoteProtocolError as error:
         strictly = str(error)
     try:
-        found: Payload | str = JSON_V1.decode_payload(SpearMessage(kind, 1, Timestamp(0, 0), text))
+        found: Payload | str = JSON_V1.decode_payload(kind, text)
     except RemoteProtocolError as error:
         found = str(error)
     assert found == strictly
@@ -504,11 +517,11 @@ def test_both_ways_of_reading_an_envelope_agree(
 ) -> None:
     body = edited(spell_body(sample[0].value, sample[1]), edits)
     try:
-        strictly: SpearMessage | str = read_struct(SpearMessage, body)
+        strictly: Opened | str = opened(JSON_V1.decode(body))
     except RemoteProtocolError as error:
         strictly = str(error)
     try:
-        found: SpearMessage | str = JSON_V1.decode(body)
+        found: Opened | str = JSON_V1.open(body)
     except RemoteProtocolError as error:
         found = str(error)
     assert found == strictly
@@ -520,46 +533,12 @@ def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
         message = SpearMessage(kind, 1, Timestamp(0, 0), data)
         assert JSON_V1.decode(JSON_V1.encode_message(message)) == message
         try:
-            payload = JSON_V1.decode_payload(message)
+            payload = JSON_V1.decode_payload(message.message_type, message.payload)
         except RemoteProtocolError:
             continue
         assert type(payload) is PAYLOAD_TYPES[kind]
     with pytest.raises(RemoteProtocolError):
         JSON_V1.decode(data)
-
-
-ids = st.integers(0, U64_MAX)
-texts = st.text(max_size=20)
-payloads: st.SearchStrategy[Payload] = st.one_of(
-    st.builds(AuthRequest, texts, texts, texts, texts, st.dictionaries(texts, texts, max_size=3)),
-    st.builds(
-        ExecuteRequest,
-        texts,
-        texts,
-        st.lists(texts, max_size=3),
-        st.dictionaries(texts, texts, max_size=3),
-        st.none() | texts,
-        st.none() | ids,
-        st.sampled_from(ExecutionMode),
-        st.none() | st.binary(max_size=300),
-        deadline_ms=ids,
-        hops=st.integers(0, 255),
-    ),
-    st.builds(
-        ExecuteResponse,
-        texts,
-        st.sampled_from(ExecutionStatus),
-        st.none() | texts,
-        exit_code=st.none() | st.integers(-(2**31), 2**31 - 1),
-        resource_usage=st.none() | st.builds(ResourceUsage, st.none() | st.floats(0, 1e9), st.none() | ids),
-        output_data=st.binary(max_size=300),
-    ),
-    st.builds(Signal, st.sampled_from(SignalName) | st.builds(Custom, texts), st.none() | texts, st.binary()),
-    st.builds(Heartbeat, st.builds(Timestamp, ids, st.integers(0, 999_999_999)), ids, st.just(HeartbeatStatus.ACTIVE)),
-    st.builds(ErrorMessage, st.integers(0, 2**32 - 1), texts, st.none() | texts, st.none() | ids),
-    st.builds(StreamData, texts, st.binary(max_size=300), st.booleans(), ids),
-    st.builds(ConnectionClose, texts),
-)
 
 
 @given(payloads, ids, st.integers(0, 2**64 * 10**9 - 1))
@@ -568,7 +547,8 @@ def test_every_payload_comes_back(payload: Payload, request_id: int, time_ns: in
     assert json.dumps(json.loads(body), separators=(",", ":")).encode() == body
     message = JSON_V1.decode(body)
     assert (message.request_id, message.timestamp.to_ns()) == (request_id, time_ns)
-    assert JSON_V1.decode_payload(message) == payload
+    assert JSON_V1.open(body) == opened(message)
+    assert JSON_V1.decode_payload(message.message_type, message.payload) == payload
 
 
 # Size
@@ -579,12 +559,41 @@ def test_a_large_payload_takes_a_small_multiple_of_its_frame() -> None:
     body = JSON_V1.encode(StreamData("s", data, True, 0), 1, TIME_NS)
     tracemalloc.start()
     try:
-        payload = JSON_V1.decode_payload(JSON_V1.decode(body))
+        kind, _, packed = JSON_V1.open(body)
+        payload = JSON_V1.decode_payload(kind, packed)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert payload == StreamData("s", data, True, 0)
     assert peak < 1.5 * len(body)  # as lists of integers it would be 4 times that
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [StreamData("s", bytes(2**20), True, 0), ExecuteResponse("t", ExecutionStatus.COMPLETED, " " * 2**21)],
+    ids=["data", "text"],
+)
+def test_what_is_sure_to_be_too_large_is_not_written_first(payload: Payload) -> None:
+    limit = 6 * 2**20
+    assert len(JSON_V1.encode(payload, 1, TIME_NS)) > limit
+    tracemalloc.start()
+    try:
+        with pytest.raises(LocalProtocolError, match=f"limit is {limit - 1}:") as caught:
+            JSON_V1.encode(payload, 1, TIME_NS, limit - 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code is ErrorCode.TOO_LARGE
+    assert peak < 2**22
+
+
+@given(payloads)
+@example(ConnectionClose(" " * 10_000))
+@example(StreamData("s", bytes(10_000), True, 0))
+def test_nothing_that_fits_is_refused(payload: Payload) -> None:
+    for codec in (JSON_V1, MSGPACK_V2):
+        body = codec.encode(payload, 1, TIME_NS)
+        assert codec.encode(payload, 1, TIME_NS, len(body)) == body
 
 
 def test_a_loose_spelling_of_a_large_payload_does_so_too() -> None:
@@ -595,5 +604,5 @@ def test_a_loose_spelling_of_a_large_payload_does_so_too() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert JSON_V1.decode_payload(message) == StreamData("s", b"\xff" * 2**18, True, 0)
+    assert JSON_V1.decode_payload(message.message_type, message.payload) == StreamData("s", b"\xff" * 2**18, True, 0)
     assert peak < 2.5 * len(body)

@@ -179,7 +179,9 @@ def test_revocation_replaces_the_list() -> None:
         return {name for name in tokens if isinstance(check.verify(request("x", tokens[name]), NOW), Identity)}
 
     assert let_in() == {"b"}
+    assert (check.is_revoked("a"), check.is_revoked("b")) == (True, False)
     check.revoke(["b"])
+    assert (check.is_revoked("a"), check.is_revoked("b")) == (False, True)
     assert let_in() == {"a"}
     check.revoke([])
     assert let_in() == {"a", "b"}

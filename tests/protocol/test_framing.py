@@ -54,6 +54,17 @@ def test_bodies_come_out_however_the_stream_is_cut(bodies: list[bytes], cuts: li
     assert reader.buffered == 0
 
 
+def test_what_is_not_read_yet_can_be_looked_at() -> None:
+    reader = FrameReader(LIMIT)
+    assert reader.rest() == b""
+    reader.feed(frame(b"one", LIMIT) + b"\0\0")
+    assert reader.rest() == frame(b"one", LIMIT) + b"\0\0"
+    assert reader.next_frame() == b"one"
+    assert reader.rest() == b"\0\0"
+    reader.feed(b"\0\3tw")
+    assert (reader.next_frame(), reader.rest()) == (None, b"\0\0\0\3tw")
+
+
 def test_byte_by_byte() -> None:
     reader = FrameReader(LIMIT)
     stream = frame(b"one", LIMIT) + frame(b"two", LIMIT)
@@ -171,3 +182,14 @@ def test_many_small_frames_in_one_piece_are_not_copied_again_and_again() -> None
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
+
+
+def test_bodies_are_bytes_however_they_came() -> None:
+    data = frame(b"one", 10) + frame(b"two", 10)
+    for pieces in ([data], [bytearray(data)], [memoryview(data)], [data[:2], data[2:9], data[9:]]):
+        reader = FrameReader(10)
+        for piece in pieces:
+            reader.feed(piece)
+        bodies = [reader.next_frame(), reader.next_frame()]
+        assert bodies == [b"one", b"two"]
+        assert {type(body) for body in bodies} == {bytes}

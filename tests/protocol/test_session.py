@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spearpool.errors import ErrorCode, LocalProtocolError
-from spearpool.protocol.codec import JSON_V1
+from spearpool.protocol.codec import JSON_V1, Codec
+from spearpool.protocol.codec_v2 import MSGPACK_V2
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.framing import PREFIX_BYTES, FrameReader, frame
 from spearpool.protocol.identity import RIGHTS, Identity, Role
@@ -31,8 +32,8 @@ from spearpool.protocol.messages import (
     StreamData,
     Timestamp,
 )
+from spearpool.protocol.negotiation import ASK, FEATURES
 from spearpool.protocol.session import (
-    FEATURES,
     UNAUTHENTICATED_MAX_BYTES,
     AuthenticationAnswered,
     AuthenticationRequested,
@@ -62,6 +63,7 @@ CLIENT = Identity(Role.CLIENT, "cli", "default", rights=frozenset(RIGHTS))
 WATCHER = Identity(Role.CLIENT, "cli", "default", rights=frozenset({"observe"}))
 AGENT = Identity(Role.AGENT, "thumb-0-1", "thumb-0-1", task="thumb")
 AUTH = AuthRequest("cli", "secret-token", "1.0", "test", {})
+ASKING = AuthRequest("cli", "secret-token", "1.0", "test", ASK)
 RUN = ExecuteRequest("thumb", "", [], {}, input_data=b"in")
 DONE = ExecuteResponse("thumb", ExecutionStatus.COMPLETED, "out")
 BEAT = Heartbeat(Timestamp(1, 2), 42, HeartbeatStatus.BUSY)
@@ -73,53 +75,60 @@ def new(side: Side, limits: SessionSettings = LIMITS, now: float = 0.0) -> Sessi
     return Session(side, limits, now, wall_ns=lambda: WALL_NS)
 
 
-def wire(payload: Payload, request_id: int = 1) -> bytes:
-    return frame(JSON_V1.encode(payload, request_id, WALL_NS), 2**30)
+def wire(payload: Payload, request_id: int = 1, codec: Codec = JSON_V1) -> bytes:
+    return frame(codec.encode(payload, request_id, WALL_NS), 2**30)
 
 
 def said(session: Session) -> list[Sent]:
-    """What is in `data_to_send`: type, request id, payload."""
+    """What is in `data_to_send`: type, request id, payload. All in the session's encoding but for an AuthResponse."""
     reader = FrameReader(2**30)
     reader.feed(session.data_to_send())
     messages = []
     while (body := reader.next_frame()) is not None:
-        message = JSON_V1.decode(body)
-        messages.append((message.message_type, message.request_id, JSON_V1.decode_payload(message)))
+        codec = JSON_V1 if body.startswith(b"{") else MSGPACK_V2
+        kind, number, packed = codec.open(body)
+        assert codec is (JSON_V1 if kind is T.AUTH_RESPONSE else session.codec)
+        messages.append((kind, number, codec.decode_payload(kind, packed)))
     assert reader.buffered == 0
     return messages
 
 
-def server(identity: Identity = CLIENT, limits: SessionSettings = LIMITS, now: float = 0.0) -> Session:
+def server(
+    identity: Identity = CLIENT, limits: SessionSettings = LIMITS, now: float = 0.0, auth: AuthRequest = AUTH
+) -> Session:
     """An authenticated server with nothing left to send."""
     session = new(Side.SERVER, limits, now)
-    session.receive_data(wire(AUTH), now)
+    session.receive_data(wire(auth), now)
     session.accept(identity, "s-1", "0.1.0")
     session.data_to_send()
     session.take_sent()
     return session
 
 
-def dialled(side: Side = Side.CLIENT, limits: SessionSettings = LIMITS, now: float = 0.0) -> Session:
-    """An authenticated agent or client with nothing left to send."""
+def dialled(
+    side: Side = Side.CLIENT, limits: SessionSettings = LIMITS, now: float = 0.0, auth: AuthRequest = AUTH
+) -> Session:
+    """An authenticated agent or client with nothing left to send. Its server takes every encoding."""
     session = new(side, limits, now)
-    session.send(AUTH)
-    session.receive_data(wire(AuthResponse(True, None, "s-1", "0.1.0", [])), now)
+    session.send(auth)
+    session.receive_data(wire(AuthResponse(True, None, "s-1", "0.1.0", ["encoding:msgpack"])), now)
     session.data_to_send()
     session.take_sent()
     return session
 
 
-def in_state(side: Side, state: ConnectionState, peer: Role = Role.CLIENT) -> Session:
+def in_state(side: Side, state: ConnectionState, peer: Role = Role.CLIENT, auth: AuthRequest = AUTH) -> Session:
     if state is S.CONNECTED:
         return new(side)
     if state is S.AUTHENTICATING:
         session = new(side)
         if side is Side.SERVER:
-            session.receive_data(wire(AUTH), 0.0)
+            session.receive_data(wire(auth), 0.0)
         else:
-            session.send(AUTH)
+            session.send(auth)
     else:
-        session = server(CLIENT if peer is Role.CLIENT else AGENT) if side is Side.SERVER else dialled(side)
+        identity = CLIENT if peer is Role.CLIENT else AGENT
+        session = server(identity, auth=auth) if side is Side.SERVER else dialled(side, auth=auth)
         if state is S.CLOSING:
             session.close(CloseReason.DRAIN)
         elif state is S.CLOSED:
@@ -132,6 +141,7 @@ def in_state(side: Side, state: ConnectionState, peer: Role = Role.CLIENT) -> Se
 
 PARTIES = [(Side.SERVER, Role.CLIENT), (Side.SERVER, Role.AGENT), (Side.AGENT, Role.CLIENT), (Side.CLIENT, Role.CLIENT)]
 EVERYTHING = list(itertools.product(PARTIES, S, T))
+ENCODINGS = pytest.mark.parametrize("auth", [AUTH, ASKING], ids=["v1", "v2"])
 
 
 def names(values: object) -> str:
@@ -141,13 +151,16 @@ def names(values: object) -> str:
 # The table, acted out
 
 
+@ENCODINGS
 @pytest.mark.parametrize(("party", "state", "kind"), EVERYTHING, ids=names)
-def test_receiving_in_every_state(party: tuple[Side, Role], state: ConnectionState, kind: MessageType) -> None:
+def test_receiving_in_every_state(
+    party: tuple[Side, Role], state: ConnectionState, kind: MessageType, auth: AuthRequest
+) -> None:
     side, peer = party
-    session = in_state(side, state, peer)
+    session = in_state(side, state, peer, auth)
     hears, says = lanes(side, Side.AGENT if peer is Role.AGENT else Side.CLIENT)
     step = LEGAL[hears][state].get(kind)
-    events = session.receive_data(wire(VALUES[kind], 77), 1.0)
+    events = session.receive_data(wire(VALUES[kind], 77, session.codec), 1.0)
     answers = said(session)
 
     if state in {S.CLOSING, S.CLOSED}:
@@ -174,10 +187,13 @@ def test_receiving_in_every_state(party: tuple[Side, Role], state: ConnectionSta
             assert answers == []
 
 
+@ENCODINGS
 @pytest.mark.parametrize(("party", "state", "kind"), EVERYTHING, ids=names)
-def test_sending_in_every_state(party: tuple[Side, Role], state: ConnectionState, kind: MessageType) -> None:
+def test_sending_in_every_state(
+    party: tuple[Side, Role], state: ConnectionState, kind: MessageType, auth: AuthRequest
+) -> None:
     side, peer = party
-    session = in_state(side, state, peer)
+    session = in_state(side, state, peer, auth)
     _, says = lanes(side, Side.AGENT if peer is Role.AGENT else Side.CLIENT)
     step = LEGAL[says][state].get(kind)
     if step is not None and kind not in {T.AUTH_RESPONSE, T.CONNECTION_CLOSE}:
@@ -302,6 +318,78 @@ def test_what_comes_with_the_answer_is_heard() -> None:
     assert [type(event) for event in events] == [AuthenticationAnswered, Received, Received]
 
 
+# Encodings
+
+
+def test_a_server_that_is_asked_switches_behind_its_answer() -> None:
+    session = new(Side.SERVER)
+    session.receive_data(wire(ASKING, 9), 1.0)
+    assert session.codec is JSON_V1
+    session.accept(CLIENT, "s-1", "0.1.0")
+    session.send(ErrorMessage(404, "none"), 5)
+    features = [*FEATURES, "encoding:msgpack"]
+    assert said(session) == [
+        (T.AUTH_RESPONSE, 9, AuthResponse(True, None, "s-1", "0.1.0", features)),
+        (T.ERROR, 5, ErrorMessage(404, "none")),
+    ]
+    assert session.codec is MSGPACK_V2
+    (event,) = session.receive_data(wire(RUN, 6, MSGPACK_V2), 2.0)
+    assert event == Received(6, RUN, T.EXECUTE_REQUEST, len(wire(RUN, 6, MSGPACK_V2)))
+
+
+@pytest.mark.parametrize("side", [Side.AGENT, Side.CLIENT])
+def test_the_side_that_asked_switches_with_the_answer(side: Side) -> None:
+    session = new(side)
+    session.send(ASKING)
+    assert said(session) == [(T.AUTH_REQUEST, 1, ASKING)]
+    answer = wire(AuthResponse(True, None, "s-1", "0.1.0", ["encoding:msgpack"]))
+    events = session.receive_data(answer + wire(DONE, 3, MSGPACK_V2) + wire(BEAT, 4, MSGPACK_V2), 1.0)
+    heard = [event.payload if isinstance(event, Received) else type(event) for event in events]
+    assert heard == [AuthenticationAnswered, DONE, BEAT]
+    assert session.codec is MSGPACK_V2
+
+
+@pytest.mark.parametrize(
+    ("auth", "features"),
+    [(AUTH, ["encoding:msgpack"]), (ASKING, []), (ASKING, ["msgpack", "encoding:cbor"])],
+    ids=["not asked", "not taken", "another taken"],
+)
+def test_without_both_asking_and_taking_all_stays_as_it_was(auth: AuthRequest, features: list[str]) -> None:
+    session = new(Side.CLIENT)
+    session.send(auth)
+    session.receive_data(wire(AuthResponse(True, None, "s-1", "0.1.0", features)), 1.0)
+    assert session.codec is JSON_V1
+    session.receive_data(wire(BEAT, 4), 2.0)
+    assert [kind for kind, *_ in said(session)] == [T.AUTH_REQUEST, T.HEARTBEAT]
+
+
+def test_a_server_that_is_asked_for_what_it_does_not_know_says_nothing_of_it() -> None:
+    session = server(auth=AuthRequest("cli", "secret-token", "1.0", "test", {"encodings": "cbor"}))
+    assert session.codec is JSON_V1
+
+
+def test_a_refusal_switches_nothing() -> None:
+    session = new(Side.SERVER)
+    session.receive_data(wire(ASKING), 1.0)
+    session.refuse("no")
+    assert said(session) == [(T.AUTH_RESPONSE, 1, AuthResponse(False, "no", None, "", []))]
+    refused = new(Side.CLIENT)
+    refused.send(ASKING)
+    refused.receive_data(wire(AuthResponse(False, "no", None, "", ["encoding:msgpack"])), 1.0)
+    assert (refused.codec, refused.state) == (JSON_V1, S.CLOSED)
+
+
+@pytest.mark.parametrize(("auth", "other"), [(AUTH, MSGPACK_V2), (ASKING, JSON_V1)], ids=["v2 on v1", "v1 on v2"])
+@pytest.mark.parametrize("side", list(Side))
+def test_a_frame_of_the_other_version_is_a_clear_error_and_the_end(side: Side, auth: AuthRequest, other: Codec) -> None:
+    session = in_state(side, S.AUTHENTICATED, auth=auth)
+    violated, closed = session.receive_data(wire(BEAT, 4, other), 1.0)
+    assert isinstance(violated, Violated)
+    assert violated.error.code is ErrorCode.VERSION
+    assert isinstance(closed, Closed)
+    assert [payload.error_code for _, _, payload in said(session) if isinstance(payload, ErrorMessage)] == [426]
+
+
 # Rights and directions
 
 
@@ -360,6 +448,12 @@ def test_a_message_that_cannot_be_written_changes_nothing() -> None:
         session.send(ExecuteRequest("thumb", "", ["\udcff"], {}))
     assert (session.data_to_send(), session.take_sent()) == (b"", [])
     assert session.send(RUN) == 2
+
+
+def test_what_is_sure_to_be_too_large_is_not_even_written() -> None:
+    session = dialled()
+    with pytest.raises(LocalProtocolError, match=f"has at least {6 * LIMITS.max_message_bytes} bytes"):
+        session.send(ExecuteRequest("thumb", "", [], {}, input_data=bytes(LIMITS.max_message_bytes)))
 
 
 def test_strangers_are_not_sent_large_frames_either() -> None:
@@ -434,7 +528,7 @@ def test_received_tells_the_size_of_the_frame() -> None:
     data = wire(RUN, 5)
     (event,) = server().receive_data(data, 1.0)
     assert isinstance(event, Received)
-    assert (event.payload, event.message.request_id, event.size_bytes) == (RUN, 5, len(data))
+    assert (event.payload, event.request_id, event.size_bytes) == (RUN, 5, len(data))
 
 
 def test_messages_are_stamped_with_the_wall_clock() -> None:
@@ -754,11 +848,12 @@ def test_nothing_is_due_before_its_time() -> None:
 # Any bytes
 
 
+@ENCODINGS
 @given(st.sampled_from(PARTIES), st.sampled_from(S), st.lists(st.binary(max_size=40), max_size=8), st.booleans())
 def test_no_bytes_make_it_raise(
-    party: tuple[Side, Role], state: ConnectionState, pieces: list[bytes], framed: bool
+    auth: AuthRequest, party: tuple[Side, Role], state: ConnectionState, pieces: list[bytes], framed: bool
 ) -> None:
-    session = in_state(party[0], state, party[1])
+    session = in_state(party[0], state, party[1], auth)
     events: list[SessionEvent] = []
     for piece in pieces:
         events += session.receive_data(frame(piece, 100) if framed and piece else piece, 1.0)
@@ -768,14 +863,20 @@ def test_no_bytes_make_it_raise(
     assert bool(events) == (state is not S.CLOSED)
 
 
+@ENCODINGS
 @given(st.sampled_from(PARTIES), st.sampled_from(T), st.integers(0, 2**64 - 1), st.data())
 def test_no_cut_changes_what_is_heard(
-    party: tuple[Side, Role], kind: MessageType, request_id: int, data: st.DataObject
+    auth: AuthRequest, party: tuple[Side, Role], kind: MessageType, request_id: int, data: st.DataObject
 ) -> None:
-    stream = wire(VALUES[kind], request_id) + wire(BEAT, 2) + wire(StreamData("s", b"x", True, 0), 3)
-    whole = in_state(party[0], S.AUTHENTICATED, party[1])
+    whole = in_state(party[0], S.AUTHENTICATED, party[1], auth)
+    messages: list[tuple[Payload, int]] = [
+        (VALUES[kind], request_id),
+        (BEAT, 2),
+        (StreamData("s", b"x", True, 0), 3),
+    ]
+    stream = b"".join(wire(payload, number, whole.codec) for payload, number in messages)
     events = whole.receive_data(stream, 1.0)
-    cut = in_state(party[0], S.AUTHENTICATED, party[1])
+    cut = in_state(party[0], S.AUTHENTICATED, party[1], auth)
     pieces = []
     at = 0
     while at < len(stream):

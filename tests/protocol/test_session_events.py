@@ -13,8 +13,6 @@ from spearpool.protocol.messages import (
     AuthResponse,
     ConnectionClose,
     MessageType,
-    SpearMessage,
-    Timestamp,
 )
 from spearpool.protocol.session_events import (
     AuthenticationAnswered,
@@ -28,7 +26,7 @@ from spearpool.protocol.session_events import (
 EVENTS: list[SessionEvent] = [
     AuthenticationRequested(1, AuthRequest("i", "token", "", "", {}), 300),
     AuthenticationAnswered(AuthResponse(True), 300),
-    Received(SpearMessage(MessageType.CONNECTION_CLOSE, 1, Timestamp(0, 0), b""), ConnectionClose(), 131),
+    Received(1, ConnectionClose(), MessageType.CONNECTION_CLOSE, 131),
     Violated(RemoteProtocolError("no")),
     Closed(CloseReason.PEER),
 ]
@@ -46,7 +44,7 @@ def test_events_are_frozen(event: SessionEvent) -> None:
 
 def test_events_match_by_position() -> None:
     match EVENTS[2]:
-        case Received(message, ConnectionClose(reason), size_bytes):
-            assert (message.request_id, reason, size_bytes) == (1, "", 131)
+        case Received(request_id, ConnectionClose(reason), message_type, size_bytes):
+            assert (request_id, reason, message_type, size_bytes) == (1, "", MessageType.CONNECTION_CLOSE, 131)
         case other:
             pytest.fail(f"{other} did not match")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spearpool.errors import ErrorCode, RemoteProtocolError
 from spearpool.protocol.messages import (
     PAYLOAD_TYPES,
+    U64_MAX,
     UNSET,
     AuthResponse,
     Custom,
@@ -24,7 +25,7 @@ from spearpool.protocol.messages import (
     SpearMessage,
     Timestamp,
 )
-from spearpool.protocol.strict import U64_MAX, read_struct
+from spearpool.protocol.strict import read_struct
 
 from .samples import MANDATORY, PLAIN, VALUES, spell
 

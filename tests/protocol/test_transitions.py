@@ -17,6 +17,7 @@ from spearpool.protocol.transitions import (
     Step,
     Violation,
     lanes,
+    rows,
     violation,
 )
 
@@ -72,7 +73,7 @@ def test_every_lane_state_and_type(lane: Lane, state: ConnectionState, kind: Mes
 
 def test_the_table_has_no_row_too_many() -> None:
     assert set(LEGAL) == set(Lane)
-    assert all(set(rows) == set(S) for rows in LEGAL.values())
+    assert all(set(lane) == set(S) for lane in LEGAL.values())
     assert set(VIOLATIONS) == {S.CONNECTED, S.AUTHENTICATING, S.AUTHENTICATED}
 
 
@@ -84,8 +85,8 @@ def test_before_authentication_a_server_need_not_know_its_peer() -> None:
 
 def test_states_only_go_forward() -> None:
     order = list(S)
-    for rows in LEGAL.values():
-        for state, row in rows.items():
+    for lane in LEGAL.values():
+        for state, row in lane.items():
             assert all(order.index(step.state) >= order.index(state) for step in row.values())
 
 
@@ -113,3 +114,16 @@ def test_both_ends_of_a_connection_use_the_same_lanes(side: Side, peer: Side, he
 
 def test_states_work_as_keys() -> None:
     assert {S("closing"): 1}[S.CLOSING] == 1
+
+
+@pytest.mark.parametrize(("side", "peer", "state"), list(itertools.product(Side, (Side.AGENT, Side.CLIENT), S)))
+def test_a_side_sees_two_rows_of_the_table(side: Side, peer: Side, state: ConnectionState) -> None:
+    hears, says = lanes(side, peer)
+    assert rows(side, peer)[state] == (LEGAL[hears][state], LEGAL[says][state])
+    if side is not Side.SERVER:
+        assert rows(side)[state] == rows(side, peer)[state]
+
+
+def test_a_missing_right_is_a_refusal_that_names_it() -> None:
+    cost = violation(S.AUTHENTICATED, T.SIGNAL, Step(S.AUTHENTICATED, "submit"))
+    assert cost == Violation(ErrorCode.REFUSED, "needs the right 'submit'", fatal=False)

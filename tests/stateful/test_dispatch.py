@@ -38,31 +38,62 @@ from spearpool.worker.executions import (
     Relay,
     Terminate,
     TerminateRemote,
+    Unused,
 )
 
 SLOTS = 3
 TASKS = ("a", "b")
 REQUEST = ExecuteRequest("a", "", [], {})
 
-Rows = dict[tuple[int, int], tuple[int, int]]
+
+@dataclass
+class Common:
+    """What all see at once: a row per worker and task, what each has taken in from each, who is leaving."""
+
+    rows: dict[tuple[int, int], tuple[int, int, float]] = field(default_factory=dict)
+    arrived: dict[tuple[int, int], int] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+
+    def forget(self, slot: int) -> None:
+        for words in (self.rows, self.arrived):
+            for key in [key for key in words if key[0] == slot]:
+                del words[key]
+        self.left.discard(slot)
 
 
 @dataclass
 class BoardOfOne:
-    """One worker's view of the common rows."""
+    """One worker's view of it."""
 
     slot: int
-    rows: Rows
-    left: set[int]
+    common: Common
 
-    def publish(self, task: int, free: int, queued: int) -> None:
-        self.rows[self.slot, task] = (free, queued)
+    def publish(self, task: int, free: int, queued: int, since: float) -> None:
+        self.common.rows[self.slot, task] = (free, queued, since)
 
-    def read(self, slot: int, task: int) -> tuple[int, int]:
-        return self.rows.get((slot, task), (0, 0))
+    def _others(self, task: int) -> dict[int, tuple[int, int, float]]:
+        return {slot: row for (slot, column), row in self.common.rows.items() if column == task and slot != self.slot}
+
+    def free(self, task: int) -> dict[int, int]:
+        return {slot: free for slot, (free, _, _) in self._others(task).items() if free}
+
+    def waiting(self, task: int, before: float) -> dict[int, float]:
+        return {slot: since for slot, (_, _, since) in self._others(task).items() if 0 < since < before}
+
+    def queued(self, slot: int, task: int) -> int:
+        return self.common.rows[slot, task][1]
+
+    def publish_arrived(self, slot: int, count: int) -> None:
+        self.common.arrived[self.slot, slot] = count
+
+    def arrived(self, slot: int) -> int:
+        return self.common.arrived.get((slot, self.slot), 0)
 
     def leaving(self, slot: int) -> bool:
-        return slot in self.left
+        return slot in self.common.left
+
+    def congested(self, slot: int) -> bool:
+        return False
 
 
 @dataclass(eq=False, repr=False)
@@ -81,6 +112,7 @@ class Worker:
     links: dict[int, LinkEnd] = field(default_factory=dict)
     draining: bool = False
     counter: int = 0
+    taken_in: list[Execution] = field(default_factory=list)
 
 
 @dataclass(eq=False, repr=False)
@@ -107,8 +139,7 @@ class Workers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
-        self.rows: Rows = {}
-        self.left: set[int] = set()
+        self.common = Common()
         self.incarnations = 0
         self.instances: list[Instance] = []
         self.clients: dict[str, Client] = {}
@@ -125,7 +156,7 @@ class Workers(RuleBasedStateMachine):
 
     def _new_worker(self, slot: int) -> Worker:
         self.incarnations += 1
-        board = BoardOfOne(slot, self.rows, self.left)
+        board = BoardOfOne(slot, self.common)
         return Worker(slot, self.incarnations, Dispatcher(slot, TASKS, board, 1000, 10_000))
 
     def _link(self, worker: Worker) -> None:
@@ -159,6 +190,8 @@ class Workers(RuleBasedStateMachine):
                     worker.links[slot].messages.append(("cancel", name))
                 case Nudge(slot, task):
                     worker.links[slot].messages.append(("nudge", task))
+                case Unused(slot, task):
+                    worker.links[slot].messages.append(("unused", task))
                 case Located(slot, name):
                     worker.links[slot].messages.append(("located", name))
                 case Mislaid(slot, name):
@@ -281,7 +314,8 @@ class Workers(RuleBasedStateMachine):
         match link.messages.popleft():
             case ("execute", Execution() as e):
                 back = receiver.links[slot]
-                here = Execution(e.execution_id, e.task, REQUEST, back, 1, 10, self.now, e.deadline, slot)
+                here = Execution(e.execution_id, e.task, REQUEST, back, 1, 0, self.now, e.deadline, slot)
+                receiver.taken_in.append(here)
                 self._perform(receiver, dispatcher.submit(here, self.now))
             case ("answer", name, Ending() as ending):
                 unknown = ending is Ending.OUTCOME_UNKNOWN
@@ -295,6 +329,8 @@ class Workers(RuleBasedStateMachine):
                 self._perform(receiver, dispatcher.cancel(name, receiver.links[slot]))
             case ("nudge", task):
                 self._perform(receiver, dispatcher.nudged(slot, task))
+            case ("unused", task):
+                self._perform(receiver, dispatcher.unused(slot, task))
             case ("located", name):
                 self._perform(receiver, dispatcher.located(slot, name))
             case ("mislaid", name):
@@ -304,9 +340,7 @@ class Workers(RuleBasedStateMachine):
     def kill_worker(self, slot: int) -> None:
         """Its clients lose their connections; its agents dial elsewhere; an heir takes the slot."""
         dead = self.workers[slot]
-        for key in [key for key in self.rows if key[0] == slot]:
-            del self.rows[key]
-        self.left.discard(slot)
+        self.common.forget(slot)
         for other in self.workers:
             if other is not dead:
                 del other.links[slot]
@@ -323,7 +357,7 @@ class Workers(RuleBasedStateMachine):
     @rule(slot=st.integers(0, SLOTS - 1))
     def drain(self, slot: int) -> None:
         self.workers[slot].draining = True
-        self.left.add(slot)
+        self.common.left.add(slot)
         self.workers[slot].dispatcher.drain()
 
     @rule(slot=st.integers(0, SLOTS - 1), task=st.sampled_from(TASKS), available=st.booleans())
@@ -371,12 +405,22 @@ class Workers(RuleBasedStateMachine):
                 self._deliver(*waiting[0])
             self.now += REREAD_S
             self._expire()
+        if not any(link.messages for worker in self.workers for link in worker.links.values()):
+            self._nothing_is_owed()
         for index, task in enumerate(TASKS):
             takers = [w for w in self.workers if w.dispatcher.snapshot().tasks[task].free]
             for worker in self.workers:
                 if worker.dispatcher.snapshot().tasks[task].queued:
                     may_take = [w for w in takers if worker.draining or not w.draining or w is worker]
                     assert not may_take, f"task {index}: {worker.slot} waits, {[w.slot for w in may_take]} have places"
+
+    def _nothing_is_owed(self) -> None:
+        """Every nudge has been answered, and what was sent is known to have arrived."""
+        for worker in self.workers:
+            for neighbour in worker.dispatcher._neighbours:
+                assert not any(neighbour.invited.values()), (worker.slot, neighbour)
+                neighbour.settle(self.common.arrived.get((neighbour.slot, worker.slot), 0))
+                assert not neighbour.on_its_way, (worker.slot, neighbour)
 
     # --------------------------------------------------------------------------------------------------- invariants
 
@@ -386,15 +430,19 @@ class Workers(RuleBasedStateMachine):
             snapshot = worker.dispatcher.snapshot()
             mine = [e for n, e in self.executions.items() if self.clients[n].worker is worker and n not in self.ended]
             assert snapshot.queued == sum(task.queued for task in snapshot.tasks.values())
-            assert snapshot.queued == sum(e.place is Place.QUEUED for e in mine)
-            assert snapshot.queued_bytes == 10 * snapshot.queued
+            guests = sum(e.place is Place.QUEUED for e in worker.taken_in)
+            assert snapshot.queued == sum(e.place is Place.QUEUED for e in mine) + guests
+            assert snapshot.queued_bytes == 10 * (snapshot.queued - guests)
             assert snapshot.live >= len(mine)
             for index, (name, task) in enumerate(snapshot.tasks.items()):
                 agents = [i.agent for i in self.instances if i.worker is worker and i.task == name]
                 assert task.agents == len(agents)
                 assert task.free == sum(max(0, a.capacity - len(a.running)) for a in agents)
                 assert not (task.free and task.queued), "waits beside a free agent of its own worker"
-                assert self.rows.get((worker.slot, index), (0, 0)) == (task.free, task.queued)
+                free, queued, since = self.common.rows.get((worker.slot, index), (0, 0, 0.0))
+                assert (free, queued) == (task.free, task.queued)
+                waiting = [e.received_at for e in mine if e.place is Place.QUEUED and e.task == name]
+                assert (since in waiting) if waiting else (since == 0)
 
     def teardown(self) -> None:
         """Everybody answers, and those that wait for an agent get one: then each execution has ended once."""

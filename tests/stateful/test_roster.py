@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from spearpool.supervisor.roster import PoolState, Roster, RosterPolicy
+from spearpool.supervisor.roster import PoolState, Roster
 from spearpool.supervisor.roster_moves import (
     Action,
     AllDrained,
@@ -17,11 +17,22 @@ from spearpool.supervisor.roster_moves import (
     AllReady,
     Drain,
     Drained,
+    Emptied,
+    Empty,
     Event,
     GiveUp,
+    Hung,
     Kill,
     Leave,
     LeaveRequested,
+    QueuesSeen,
+    ReloadRequested,
+    RenewalFailed,
+    Renewed,
+    Renewing,
+    RenewRequested,
+    ScaleRequested,
+    SlotRemoved,
     Spawn,
     SpawnFailed,
     Started,
@@ -31,6 +42,7 @@ from spearpool.supervisor.roster_moves import (
     WorkerExited,
     WorkerReady,
 )
+from spearpool.supervisor.slot import WorkerPolicy
 from spearpool.worker.control import EXIT_CANNOT_START
 
 
@@ -42,6 +54,8 @@ class Process:
     started: bool = False
     ready: bool = False
     draining: bool = False
+    emptying: bool = False
+    renewing: bool = False
     leaving: bool = False
     killed: bool = False
 
@@ -50,8 +64,8 @@ class RosterMachine(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 3), running=st.booleans())
     def begin(self, slots: int, running: bool) -> None:
         self.now = 50.0
-        self.slots = slots
-        self.roster = Roster(slots, RosterPolicy(), self.now)
+        self.slots = self.wanted = slots
+        self.roster = Roster(slots, WorkerPolicy(), self.now)
         self.processes: dict[int, Process] = {}
         self.last_incarnation = 0
         self.last_seat: dict[int, int] = {}
@@ -88,6 +102,27 @@ class RosterMachine(RuleBasedStateMachine):
                 assert not process.killed
                 assert action.deadline_s >= 0
                 process.draining = True
+            case Renewing():
+                self.processes[action.incarnation].renewing = True
+            case Renewed():
+                assert action.incarnation not in self.processes
+            case RenewalFailed():
+                if action.incarnation in self.processes:
+                    self.processes[action.incarnation].renewing = False
+            case SlotRemoved():
+                self.slots -= 1
+                assert action.slot == self.slots, "only the highest"
+                assert self.slots >= self.wanted
+                assert not [process for process in self.processes.values() if process.slot == action.slot]
+                del self.last_seat[action.slot]
+            case Empty():
+                process = self.processes[action.incarnation]
+                assert process.ready
+                assert not process.killed
+                assert not process.emptying
+                heirs = [p for p in self.processes.values() if p.slot == process.slot and p is not process]
+                assert action.slot >= self.wanted or any(heir.ready for heir in heirs), "nobody leaves without an heir"
+                process.emptying = True
             case Leave():
                 process = self.processes[action.incarnation]
                 assert not process.leaving
@@ -153,6 +188,13 @@ class RosterMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data())
+    def hang(self, data: st.DataObject) -> None:
+        process = self.some(data)
+        self.tell(Hung(process.slot, process.incarnation, "did not answer"))
+        assert process.killed
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
     def drained(self, data: st.DataObject) -> None:
         process = self.some(data)
         self.tell(Drained(process.slot, process.incarnation))
@@ -180,6 +222,35 @@ class RosterMachine(RuleBasedStateMachine):
         for _ in range(4):
             self.pass_time(40.0)
 
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        process = self.some(data)
+        self.tell(RenewRequested(process.slot, process.incarnation, "asked"))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def emptied(self, data: st.DataObject) -> None:
+        process = self.some(data)
+        if process.emptying:
+            self.tell(Emptied(process.slot, process.incarnation))
+
+    @precondition(lambda self: self.roster.snapshot().state is PoolState.RUNNING)
+    @rule()
+    def reload(self) -> None:
+        self.tell(ReloadRequested())
+
+    @precondition(lambda self: self.roster.snapshot().state is PoolState.RUNNING and self.slots == self.wanted)
+    @rule(slots=st.integers(1, 4))
+    def scale(self, slots: int) -> None:
+        self.wanted = slots
+        self.slots = max(self.slots, slots)
+        self.tell(ScaleRequested(slots))
+
+    @rule(waiting=st.sampled_from([0, 0, 1]))
+    def look_at_queues(self, waiting: int) -> None:
+        self.tell(QueuesSeen(dict.fromkeys(self.roster.retiring(), waiting)))
+
     @rule(seconds=st.sampled_from([0.0, 3.0]))
     def stop(self, seconds: float) -> None:
         self.stopping = True
@@ -196,7 +267,8 @@ class RosterMachine(RuleBasedStateMachine):
         for number, view in enumerate(self.roster.snapshot().slots):
             mine = [process for process in self.processes.values() if process.slot == number]
             assert len(mine) <= 2
-            assert sum(not process.killed for process in mine) <= 1, "one worker that serves, at most"
+            staying = [p for p in mine if not (p.killed or p.emptying or p.renewing)]
+            assert len(staying) <= 1, "one worker that serves and shall go on, at most"
             assert (view.incarnation is None) == (not mine)
 
     def teardown(self) -> None:
@@ -211,13 +283,16 @@ class RosterMachine(RuleBasedStateMachine):
         raise AssertionError(f"no end: {self.roster.snapshot()}")
 
     def serves(self) -> bool:
-        return all(view.state == "ready" for view in self.roster.snapshot().slots)
+        views = self.roster.snapshot().slots
+        return len(views) == self.wanted and all(view.state == "ready" for view in views)
 
     def behave(self, state: PoolState) -> None:
         if state is PoolState.DRAINED:
             self.tell(LeaveRequested(self.now + 2.0))
         for process in list(self.processes.values()):
-            if process.killed or process.leaving:
+            if process.emptying and not process.leaving and not process.killed:
+                self.tell(Emptied(process.slot, process.incarnation))
+            elif process.killed or process.leaving:
                 del self.processes[process.incarnation]
                 self.tell(WorkerExited(process.slot, process.incarnation, 0, None))
             elif not process.ready:
@@ -227,6 +302,7 @@ class RosterMachine(RuleBasedStateMachine):
         if deadline < math.inf:
             self.now = deadline
             self.tell(Tick())
+        self.tell(QueuesSeen(dict.fromkeys(self.roster.retiring(), 0)))
 
 
 RosterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

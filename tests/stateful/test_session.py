@@ -2,7 +2,7 @@
 
 Bytes travel in pieces of any size and each end moves on its own. The model knows nothing of frames: what one end said
 the other hears, in that order, once; every heartbeat is answered once; ids in flight are counted; nothing is heard
-after the end, and the end has a reason that fits.
+after the end, and the end has a reason that fits. From the AuthResponse on the encoding is the one that was asked for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from spearpool.errors import LocalProtocolError
 from spearpool.protocol.codec import JSON_V1
+from spearpool.protocol.codec_v2 import MSGPACK_V2
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.framing import FrameReader
 from spearpool.protocol.identity import Identity, Role
 from spearpool.protocol.messages import (
     AuthRequest,
+    AuthResponse,
     ConnectionClose,
     ErrorMessage,
     ExecuteRequest,
@@ -35,6 +37,7 @@ from spearpool.protocol.messages import (
     StreamData,
     Timestamp,
 )
+from spearpool.protocol.negotiation import ASK
 from spearpool.protocol.session import (
     AuthenticationAnswered,
     AuthenticationRequested,
@@ -92,6 +95,7 @@ class End:
         self.to_hear: deque[tuple[int, Payload]] = deque()
         self.beats: set[int] = set()  # own heartbeats, not answered yet
         self.beaten: set[int] = set()  # the other's, which this one has answered
+        self.known = False  # said or heard that they agree
         self.heard_at = 0.0
         self.closed: Closed | None = None
         self.hung_up = False
@@ -110,14 +114,16 @@ class ServerAndClient(RuleBasedStateMachine):
         self.server = End(Side.SERVER)
         self.peer = End(self.PEER)
         self.answered: bool | None = None
+        self.asks = False
         self.in_flight: set[int] = set()
 
     def end(self, name: str) -> tuple[End, End]:
         return (self.server, self.peer) if name == "server" else (self.peer, self.server)
 
-    @initialize(introduced=st.booleans())
-    def introduce(self, introduced: bool) -> None:
-        """Half of the runs begin where both ends know each other."""
+    @initialize(introduced=st.booleans(), asks=st.booleans())
+    def introduce(self, introduced: bool, asks: bool) -> None:
+        """Half of the runs begin where both ends know each other; in half of them the peer asks for version 2."""
+        self.asks = asks
         if introduced:
             self.ask()
             self.deliver("server", 10**9)
@@ -128,7 +134,7 @@ class ServerAndClient(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        request = AuthRequest("peer", "token", "", "", {})
+        request = AuthRequest("peer", "token", "", "", ASK if self.asks else {})
         if self.peer.session.state is ConnectionState.CONNECTED:
             assert self.peer.session.send(request) == 1
         else:
@@ -198,15 +204,17 @@ class ServerAndClient(RuleBasedStateMachine):
         for kind, size in sent:
             body = reader.next_frame()
             assert body is not None
-            message = JSON_V1.decode(body)
-            assert (message.message_type, len(body) + 4) == (kind, size)
-            payload = JSON_V1.decode_payload(message)
+            codec = MSGPACK_V2 if self.asks and end.known else JSON_V1
+            opened, number, packed = codec.open(body)
+            assert (opened, len(body) + 4) == (kind, size)
+            payload = codec.decode_payload(opened, packed)
+            end.known = end.known or (isinstance(payload, AuthResponse) and payload.success)
             if isinstance(payload, Heartbeat):
-                if message.request_id in other.beats:
-                    assert message.request_id not in end.beaten, "answered twice"
-                    end.beaten.add(message.request_id)
+                if number in other.beats:
+                    assert number not in end.beaten, "answered twice"
+                    end.beaten.add(number)
                 else:
-                    end.beats.add(message.request_id)
+                    end.beats.add(number)
         if not other.hung_up:
             other.on_the_way += stream
 
@@ -240,14 +248,15 @@ class ServerAndClient(RuleBasedStateMachine):
                     assert (end is self.server, request_id, request.token) == (True, 1, "token")
                 case AuthenticationAnswered(response):
                     assert (end is self.peer, response.success) == (True, self.answered)
-                case Received(message, Heartbeat()):
-                    self.heard_beat(end, message.request_id)
+                    end.known = response.success
+                case Received(number, Heartbeat()):
+                    self.heard_beat(end, number)
                 case Received(_, ConnectionClose()):
                     pass
-                case Received(message, payload):
-                    assert end.to_hear.popleft() == (message.request_id, payload)
+                case Received(number, payload):
+                    assert end.to_hear.popleft() == (number, payload)
                     if end is self.server and isinstance(payload, ExecuteRequest):
-                        self.in_flight.add(message.request_id)
+                        self.in_flight.add(number)
                 case Violated(error):
                     raise AssertionError(f"two sessions of ours do not violate: {error}")
                 case Closed():

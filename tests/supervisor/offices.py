@@ -6,16 +6,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from spearpool.config import load
 from spearpool.instances.launch import ForkSpec, Launched, LaunchSpec, ZygoteSpec
+from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.seat import Seat
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from spearpool.runtime_dir import RuntimeDir, StateDir
-from spearpool.supervisor.crew import Crew, Member
+from spearpool.supervisor.crew import Crew, Member, worker_launch
 from spearpool.supervisor.owners import Owners
 from spearpool.supervisor.premises import open_premises
 from spearpool.supervisor.staff import Staff
@@ -23,7 +27,7 @@ from spearpool.supervisor.warden import Warden
 from spearpool.worker.control import Claim, ToWorker, WorkerEnd, supervisor_end, worker_end
 from tests.conftest import RuntimeEnv
 
-__all__ = ["AGENT", "Office", "Recorder", "office"]
+__all__ = ["AGENT", "Forks", "Office", "Recorder", "office"]
 
 AGENT = "agent:/bin/sleep 60"
 """A target that resolves; nobody launches it here."""
@@ -46,6 +50,36 @@ class Recorder:
 
     def kill_tree(self, launch: int) -> None:
         self.kills.append(launch)
+
+
+class Forks:
+    """In the warden's place: keeps the control socket that a fork would have got, and writes down who is to die."""
+
+    def __init__(self) -> None:
+        self.workers: dict[int, WorkerEnd] = {}
+        self.names: list[str] = []
+        self.kills: list[int] = []
+
+    def spawn_worker(self, launch: int, control: socket.socket, name: str) -> None:
+        self.workers[launch] = worker_end(control.dup())
+        self.names.append(name)
+
+    def kill_tree(self, launch: int) -> None:
+        self.kills.append(launch)
+
+    def end(self, incarnation: int) -> None:
+        self.workers.pop(worker_launch(incarnation)).close()
+
+    def hear(self, incarnation: int) -> list[tuple[ToWorker, list[int]]]:
+        """Everything that this worker has been told."""
+        heard = []
+        while (received := self.workers[worker_launch(incarnation)].receive()) is not None:
+            heard.append(received)
+        return heard
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
 
 
 class Office:
@@ -74,7 +108,12 @@ class Office:
         self.table = self.premises.table
         self.owners = Owners(self.table, self.crew)
         self.recorder = Recorder()
-        self.staff = Staff(self.settings, env.environ, self.recorder, self.premises, self.crew, self.owners)
+        seat = Seat(self.premises.segment, self.premises.segment.layout.supervisor_seat)
+        seat.occupy(0, os.getpid())
+        self.monitoring = MonitoringService(seat, self.settings.monitoring)
+        self.staff = Staff(
+            self.settings, env.environ, self.recorder, self.premises, self.crew, self.owners, self.monitoring
+        )
 
     def heard(self, slot: int) -> list[ToWorker]:
         """What the worker has been told since it was last looked at."""
@@ -86,13 +125,14 @@ class Office:
     def launched(self, launch: int) -> None:
         """The process exists; ours plays it."""
         me = ProcessIdentity.of(os.getpid())
-        self.staff.handle(Launched(launch, me.pid, me.start_ticks))
+        self.staff.handle(Launched(launch, me.pid, me.start_ticks, time.monotonic_ns()))
 
     def claim(self, instance: InstanceId, slot: int = 0, counter: int = 1) -> Claim:
         """The instance's agent authenticates at a worker."""
         connection = ConnectionId(slot, slot + 1, counter).pack()
-        claim = Claim(instance.row, instance.generation, connection, 10, 20)
-        assert self.owners.claim(claim)
+        connected_ns = time.monotonic_ns()
+        claim = Claim(instance.row, instance.generation, connection, connected_ns, connected_ns + 1)
+        assert self.owners.claim(claim, self.members[slot])
         self.staff.claimed(claim)
         return claim
 

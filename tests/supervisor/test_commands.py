@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from spearpool.errors import PoolError
+from spearpool.errors import ConfigError, PoolError
 from spearpool.protocol.credentials import RIGHTS, TokenKey, Verifier
 from spearpool.protocol.identity import Identity, Role
 from spearpool.protocol.messages import AuthRequest
-from spearpool.supervisor.commands import issue_token, seconds_of
+from spearpool.supervisor.commands import issue_token, number_of, seconds_of
 from spearpool.supervisor.keys import Keys
 
 NOW = 1_700_000_000.25
@@ -80,3 +80,10 @@ def test_seconds() -> None:
     assert seconds_of({"timeout_s": None}, "timeout_s") is None
     assert seconds_of({"timeout_s": 0}, "timeout_s") == 0
     assert seconds_of({"timeout_s": 1.5}, "timeout_s") == 1.5
+
+
+@pytest.mark.parametrize("value", [None, "3", 3.0, True])
+def test_a_whole_number_is_nothing_else(value: object) -> None:
+    assert number_of({"workers": 3}, "workers") == 3
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        number_of({"workers": value}, "workers")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import cast
 
@@ -14,6 +16,7 @@ import pytest
 from spearpool.channel import ChannelClosed
 from spearpool.config import Settings, load
 from spearpool.errors import PoolStartError
+from spearpool.processes import ProcessIdentity
 from spearpool.supervisor.crew import Crew, Member, worker_launch
 from spearpool.supervisor.warden import Warden
 from spearpool.worker.control import (
@@ -25,34 +28,9 @@ from spearpool.worker.control import (
     Setup,
     TaskState,
     ToWorker,
-    WorkerEnd,
-    worker_end,
 )
 from tests.conftest import eventually_async
-
-Heard = tuple[ToWorker, list[int]]
-
-
-class Forks:
-    """In the warden's place: keeps the control socket that a fork would have got."""
-
-    def __init__(self) -> None:
-        self.workers: dict[int, WorkerEnd] = {}
-        self.names: list[str] = []
-
-    def spawn_worker(self, launch: int, control: socket.socket, name: str) -> None:
-        self.workers[launch] = worker_end(control.dup())
-        self.names.append(name)
-
-    def end(self, incarnation: int) -> None:
-        self.workers.pop(worker_launch(incarnation)).close()
-
-    def hear(self, incarnation: int) -> list[Heard]:
-        """Everything that this worker has been told."""
-        heard = []
-        while (received := self.workers[worker_launch(incarnation)].receive()) is not None:
-            heard.append(received)
-        return heard
+from tests.supervisor.offices import Forks
 
 
 class Bench:
@@ -92,8 +70,7 @@ def benching() -> Iterator[Bench]:
         yield bench
     finally:
         bench.crew.close()
-        for worker in bench.forks.workers.values():
-            worker.close()
+        bench.forks.close()
 
 
 def _inode(fd: int) -> int:
@@ -112,10 +89,27 @@ async def test_setup_and_its_descriptors_wait_in_the_channel() -> None:
         for fd in fds:
             os.close(fd)
         assert bench.forks.names == ["3 [shop]"]
-        member = bench.crew.launched(5, 4711)
+        process = ProcessIdentity.of(os.getpid())
+        member = bench.crew.launched(5, process)
         assert member is not None
-        assert (member.pid, member.ready) == (4711, False)
-        assert bench.crew.launched(6, 4712) is None
+        assert (member.process, member.ready) == (process, False)
+        assert bench.crew.launched(6, process) is None
+
+
+@pytest.mark.asyncio
+async def test_a_signal_reaches_the_process_and_no_other_one_of_its_pid() -> None:
+    with benching() as bench, subprocess.Popen(["/bin/sleep", "60"]) as victim:  # noqa: ASYNC220 - at once
+        bench.spawn(0, 1)
+        process = ProcessIdentity.of(victim.pid)
+        member = bench.crew.get(1)
+        assert member is not None
+        bench.crew.signal(member, signal.SIGKILL)  # it is not forked yet
+        bench.crew.launched(1, ProcessIdentity(process.pid, process.start_ticks - 1))
+        bench.crew.signal(member, signal.SIGKILL)
+        bench.crew.launched(1, process)
+        bench.crew.signal(member, signal.SIGTERM)
+        assert victim.wait(10) == -signal.SIGTERM
+        bench.crew.signal(member, signal.SIGTERM)  # and to one that is gone, nothing happens
 
 
 def test_launch_numbers_of_workers_are_negative() -> None:
@@ -153,7 +147,8 @@ async def test_links_connect_each_two_ready_workers() -> None:
             bench.ready(slot, slot + 1)
         ends: dict[tuple[int, int], socket.socket] = {}
         for slot in range(3):
-            for record, (fd,) in bench.forks.hear(slot + 1):
+            for record, (fd, other) in bench.forks.hear(slot + 1):
+                os.close(other)
                 assert isinstance(record, Link)
                 assert (record.seat, record.incarnation) == (2 * record.slot + (record.slot + 1) % 2, record.slot + 1)
                 ends[slot, record.slot] = socket.socket(fileno=fd)
@@ -170,14 +165,31 @@ async def test_links_connect_each_two_ready_workers() -> None:
             assert ends[1, 0].recv(64) == b""
 
 
+def _links(bench: Bench, incarnation: int) -> list[tuple[int, int]]:
+    """Slot and incarnation of each worker that this one has been linked with since."""
+    links = []
+    for record, fds in bench.forks.hear(incarnation):
+        assert isinstance(record, Link)
+        links.append((record.slot, record.incarnation))
+        for fd in fds:
+            os.close(fd)
+    return links
+
+
 @pytest.mark.asyncio
-async def test_heir_is_not_linked_with_its_predecessor_nor_with_who_is_not_ready() -> None:
+async def test_an_heir_is_linked_with_its_predecessor_first_and_then_takes_its_links() -> None:
     with benching() as bench:
-        bench.ready(0, 1)
-        bench.spawn(1, 2)
-        bench.forks.hear(2)
+        for slot, incarnation in ((0, 1), (1, 2)):
+            bench.ready(slot, incarnation)
+        bench.spawn(2, 4)
+        bench.forks.hear(4)
+        assert (_links(bench, 1), _links(bench, 2)) == ([(1, 2)], [(0, 1)])
         bench.ready(0, 3)
-        assert bench.forks.hear(1) == bench.forks.hear(2) == bench.forks.hear(3) == []
+        assert (_links(bench, 1), _links(bench, 3), _links(bench, 2)) == ([(0, 3)], [(0, 1)], [])
+        bench.forks.end(1)
+        bench.crew.exited(1)
+        assert (_links(bench, 2), _links(bench, 3)) == ([(0, 3)], [(1, 2)])
+        assert _links(bench, 4) == [], "it is not ready"
 
 
 @pytest.mark.asyncio

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -7,8 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
-from spearpool.errors import PoolStartError
-from spearpool.supervisor.listeners import Listeners, open_listeners
+from spearpool.errors import PoolError, PoolStartError
+from spearpool.supervisor.listeners import Listeners, adopt_listener, open_listeners
 from tests.conftest import eventually
 
 
@@ -28,7 +29,7 @@ def opened(host: str, port: int, count: int, **more: object) -> Iterator[Listene
 
 
 def connect_until(listeners: Listeners, slot: int) -> list[socket.socket]:
-    """Connect until one connection waits at this slot: the kernel spreads them by a hash of the peer's port."""
+    """Connect until one connection waits at this slot: they are spread at random."""
     peers: list[socket.socket] = []
     while not listeners.accept_queue(slot):
         assert len(peers) < 500
@@ -41,6 +42,7 @@ def test_every_slot_has_a_socket_that_gets_connections(host: str) -> None:
     (port,) = free_ports(1, host)
     with opened(host, port, 4) as listeners, ExitStack() as stack:
         assert (listeners.host, listeners.port, len(listeners.sockets)) == (host, port, 4)
+        assert listeners.steering.status == "bpf"
         for slot in range(4):
             for peer in connect_until(listeners, slot):
                 stack.enter_context(peer)
@@ -146,3 +148,85 @@ def test_nothing_stays_open_when_it_fails() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PoolStartError):
         open_listeners("127.0.0.1", other.getsockname()[1], 4, 16)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_group_grows_at_its_end_and_shrinks_from_there() -> None:
+    with opened("127.0.0.1", free_ports(1)[0], 1) as listeners, ExitStack() as stack:
+        listeners.grow(3, 16)
+        assert {sock.getsockname()[1] for sock in listeners.sockets} == {listeners.port}
+        listeners.steering.steer([2])
+        stack.callback(stack.enter_context(socket.create_connection((listeners.host, listeners.port), timeout=5)).close)
+        assert [listeners.accept_queue(slot) for slot in range(3)] == [0, 0, 1]
+        listeners.steering.steer([0])
+        listeners.remove_last()
+        listeners.remove_last()
+        stack.enter_context(socket.create_connection((listeners.host, listeners.port), timeout=5))
+        assert [listeners.accept_queue(slot) for slot in range(len(listeners.sockets))] == [1]
+        with pytest.raises(AssertionError):
+            listeners.remove_last()
+
+
+def test_growing_that_fails_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened("127.0.0.1", free_ports(1)[0], 1) as listeners:
+        real, left = socket.socket, [1]
+
+        def limited(*arguments: int) -> socket.socket:
+            if not left:
+                raise OSError(24, "Too many open files")
+            left.pop()
+            return real(*arguments)
+
+        monkeypatch.setattr("spearpool.supervisor.listeners.socket.socket", limited)
+        with pytest.raises(PoolError, match="Too many open files"):
+            listeners.grow(4, 16)
+        assert len(listeners.sockets) == 1
+
+
+# Sockets that somebody else has opened
+
+
+def given(host: str = "127.0.0.1", *, dual: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, dualstack_ipv6=dual)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_given_socket_is_the_first_and_others_join(host: str) -> None:
+    sock = given(host)
+    port = sock.getsockname()[1]
+    with closing(adopt_listener(sock, 3, 16, 0)) as listeners, ExitStack() as stack:
+        assert (listeners.host, listeners.port, listeners.sockets[0]) == (host, port, sock)
+        assert listeners.steering.status == "bpf"
+        assert not sock.getblocking()
+        for slot in range(3):
+            for peer in connect_until(listeners, slot):
+                stack.enter_context(peer)
+
+
+def test_a_socket_for_both_families_is_joined_by_such() -> None:
+    with closing(adopt_listener(given("::", dual=True), 2, 16, 0)) as listeners:
+        only_v6 = [sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) for sock in listeners.sockets]
+        assert only_v6 == [0, 0]
+
+
+def test_a_given_socket_on_another_port_than_asked_for() -> None:
+    sock = given()
+    with pytest.raises(PoolStartError, match=r"pool\.port is 1"):
+        adopt_listener(sock, 2, 16, 1)
+    assert sock.fileno() == -1
+
+
+def test_a_given_socket_that_nobody_may_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    sock = given()
+    port = sock.getsockname()[1]
+    with closing(adopt_listener(sock, 1, 16, port)) as listeners:
+        assert len(listeners.sockets) == 1, "alone it may serve"
+        shared = listeners.sockets[0].dup()
+    monkeypatch.setattr(socket.socket, "bind", _in_use)
+    with pytest.raises(PoolStartError, match="ReusePort=yes"):
+        adopt_listener(shared, 2, 16, 0)
+    assert shared.fileno() == -1
+
+
+def _in_use(_sock: socket.socket, _address: object) -> None:
+    raise OSError(errno.EADDRINUSE, "Address already in use")

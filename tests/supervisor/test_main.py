@@ -22,11 +22,12 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import json, os, sys
+import importlib, json, os, sys
 from pathlib import Path
 from spearpool.config import load
 from spearpool.errors import SpearpoolError
-from spearpool.processes import children_of
+from spearpool.processes import children_of, descendants
+from spearpool.runtime_dir import RuntimeDir
 from spearpool.supervisor import main
 from spearpool.supervisor.warden import Warden
 
@@ -45,7 +46,34 @@ def announce(line):
     seen["ready"].append(line)
     os.kill(os.getpid(), 15)
 
-Warden.start = watched
+remove = RuntimeDir.remove
+
+def remove_last(directory):
+    seen["outlived"] = descendants(os.getpid())
+    remove(directory)
+
+RuntimeDir.remove = remove_last
+
+def signalled_at(place):  # as it was, but that a SIGTERM comes first, and one more when it is done
+    module, *path = place.split(":")
+    owner = importlib.import_module(f"spearpool.{module}")
+    for name in path[:-1]:
+        owner = getattr(owner, name)
+    original = getattr(owner, path[-1])
+
+    def then(*arguments, **options):
+        os.kill(os.getpid(), 15)
+        try:
+            return original(*arguments, **options)
+        finally:
+            os.kill(os.getpid(), 15)
+
+    setattr(owner, path[-1], then)
+
+if len(sys.argv) > 3:
+    signalled_at(sys.argv[3])
+else:
+    Warden.start = watched
 try:
     main.run(load(overrides=json.loads(sys.argv[1])), os.environ, None, announce)
 except SpearpoolError as error:
@@ -55,10 +83,10 @@ print(json.dumps(seen))
 """
 
 
-def _run(env: RuntimeEnv, memory: Path, **sections: Any) -> dict[str, Any]:
+def _run(env: RuntimeEnv, memory: Path, *signalled: str, **sections: Any) -> dict[str, Any]:
     settings = json.dumps({"monitoring": {"shared_memory_dir": str(memory)}, **sections})
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, settings, str(memory)],
+        [sys.executable, "-c", PROGRAM, settings, str(memory), *signalled],
         capture_output=True,
         env=env.environ | {"PYTHONPATH": f"{ROOT}:{memory.parent}"},
         timeout=60,
@@ -67,6 +95,7 @@ def _run(env: RuntimeEnv, memory: Path, **sections: Any) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr.decode()
     seen: dict[str, Any] = json.loads(done.stdout)
     assert seen["left"] == []
+    assert not (seen["ready"] and seen["outlived"]), "somebody was alive when the files went"
     return seen
 
 
@@ -124,4 +153,40 @@ def test_a_pool_that_cannot_start_raises_and_leaves_nothing(runtime_env: Runtime
 def test_what_a_worker_prints_does_not_get_between_the_lines_of_stdout(runtime_env: RuntimeEnv, memory: Path) -> None:
     (memory.parent / "talkative.py").write_text("print('hello from the validator', flush=True)\ncheck = print\n")
     seen = _run(runtime_env, memory, security={"validator": "talkative:check"})
+    assert len(seen["ready"]) == 1
+
+
+BEFORE_THE_LOOP = [
+    "supervisor.main:check_tasks",
+    "supervisor.warden:Warden:start",
+    "supervisor.keys:Keys:open",
+    "metrics.segment:Segment:create",
+    "metrics.bus:Bus:bind",
+    "runtime_dir:RuntimeDir:write_pool",
+]
+
+
+@pytest.mark.parametrize("place", BEFORE_THE_LOOP)
+def test_a_signal_that_comes_before_the_loop_runs_is_heeded_by_the_loop(
+    runtime_env: RuntimeEnv, memory: Path, place: str
+) -> None:
+    """Were it not held, it would kill at once and leave what there is by then."""
+    seen = _run(runtime_env, memory, place, tasks={"sum": {"target": "exec:sha256sum"}})
+    assert "error" not in seen
+    assert seen["ready"] == []
+
+
+AFTER_THE_LOOP = [
+    "supervisor.supervisor:kill_descendants",
+    "supervisor.crew:Crew:close",
+    "metrics.segment:Segment:unlink",
+    "runtime_dir:RuntimeDir:remove",
+    "supervisor.warden:Warden:close",
+]
+
+
+@pytest.mark.parametrize("place", AFTER_THE_LOOP)
+def test_a_signal_that_comes_after_the_loop_changes_nothing(runtime_env: RuntimeEnv, memory: Path, place: str) -> None:
+    seen = _run(runtime_env, memory, place)
+    assert "error" not in seen
     assert len(seen["ready"]) == 1

@@ -13,6 +13,7 @@ import pytest
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import Layout
 from spearpool.metrics.segment import Segment
+from spearpool.packing import replace
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from spearpool.supervisor.crew import Crew, Member
@@ -76,12 +77,12 @@ def _claim(instance: InstanceId, slot: int, counter: int) -> Claim:
 def test_newer_claim_wins(bench: Bench) -> None:
     row = bench.table.open_row(0)
     older, newer = _claim(row, 0, 1), _claim(row, 1, 1)
-    assert bench.owners.claim(older)
-    assert bench.owners.claim(newer)
+    assert bench.owners.claim(older, bench.members[0])
+    assert bench.owners.claim(newer, bench.members[1])
     assert bench.heard(0) == [Disown(row.row, row.generation, older.connection)]
     assert bench.heard(1) == []
     assert not bench.owners.release(Released(row.row, row.generation, older.connection, "replaced"))
-    assert bench.owners.connection_of(row) == ConnectionId.unpack(newer.connection)
+    assert bench.owners.member_of(row) is bench.members[1]
     snapshot = bench.table.snapshot(row.row)
     assert snapshot is not None
     assert snapshot.owner == newer.connection
@@ -90,22 +91,43 @@ def test_newer_claim_wins(bench: Bench) -> None:
 def test_claim_of_a_dead_row_is_void(bench: Bench) -> None:
     row = bench.table.open_row(0)
     bench.table.close_row(row.row)
-    assert not bench.owners.claim(_claim(row, 0, 1))
-    assert bench.owners.connection_of(row) is None
+    assert not bench.owners.claim(_claim(row, 0, 1), bench.members[0])
+    assert bench.owners.member_of(row) is None
 
 
 def test_death_of_a_worker_releases_its_rows(bench: Bench) -> None:
     rows = [bench.table.open_row(0) for _ in range(2)]
     for slot, row in enumerate(rows):
-        bench.owners.claim(_claim(row, slot, 1))
+        bench.owners.claim(_claim(row, slot, 1), bench.members[slot])
     assert bench.owners.died(bench.members[0]) == [rows[0]]
-    assert bench.owners.connection_of(rows[0]) is None
-    assert bench.owners.connection_of(rows[1]) is not None
+    assert bench.owners.member_of(rows[0]) is None
+    assert bench.owners.member_of(rows[1]) is not None
+
+
+def test_an_agent_that_was_handed_over_is_not_lost_with_who_accepted_it(bench: Bench) -> None:
+    row = bench.table.open_row(0)
+    claim = _claim(row, 0, 1)
+    for member in bench.members:
+        assert bench.owners.claim(claim, member)
+    assert [bench.heard(slot) for slot in range(2)] == [[], []]  # it is one connection: nobody closes it
+    assert bench.owners.died(bench.members[0]) == []
+    assert bench.owners.member_of(row) is bench.members[1]
+    assert bench.owners.died(bench.members[1]) == [row]
+
+
+def test_a_connection_that_was_on_its_way_while_its_agent_dialled_again_is_closed(bench: Bench) -> None:
+    row = bench.table.open_row(0)
+    older, newer = _claim(row, 0, 1), replace(_claim(row, 0, 2), authenticated_ns=3)
+    assert bench.owners.claim(newer, bench.members[0])
+    assert not bench.owners.claim(older, bench.members[1])
+    assert bench.heard(0) == []
+    assert bench.heard(1) == [Disown(row.row, row.generation, older.connection)]
+    assert bench.owners.member_of(row) is bench.members[0]
 
 
 def test_end_of_an_instance_is_told_to_all(bench: Bench) -> None:
     row = bench.table.open_row(0)
-    bench.owners.claim(_claim(row, 0, 1))
+    bench.owners.claim(_claim(row, 0, 1), bench.members[0])
     bench.owners.forget(row)
     for slot in range(2):
         assert bench.heard(slot)[-1] == RowCleared(row.row, row.generation)
@@ -119,7 +141,7 @@ def test_external_agent_gets_a_row_and_gives_it_back(bench: Bench) -> None:
     row = InstanceId(answer.row, answer.generation)
     assert bench.table.is_alive(row.row, row.generation)
     claim = _claim(row, 0, 9)
-    bench.owners.claim(claim)
+    bench.owners.claim(claim, bench.members[0])
     bench.owners.release(Released(row.row, row.generation, claim.connection, "peer"))
     assert not bench.table.is_alive(row.row, row.generation)
 

@@ -7,15 +7,22 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from spearpool.config import Settings, load
+from spearpool import __version__
+from spearpool.config import SecurityConfig, Settings, load
 from spearpool.errors import PoolAlreadyRunning, PoolStartError
 from spearpool.metrics.segment import Segment
-from spearpool.runtime_dir import RuntimeDir, StateDir
+from spearpool.packing import replace
+from spearpool.processes import ProcessIdentity
+from spearpool.protocol.credentials import TokenKey, Verifier
+from spearpool.protocol.identity import Identity
+from spearpool.protocol.messages import AuthRequest
+from spearpool.runtime_dir import Endpoints, RuntimeDir, StateDir
 from spearpool.supervisor.premises import Premises, open_premises
 from tests.conftest import RuntimeEnv
 
@@ -45,6 +52,32 @@ def test_everything_is_there_and_then_gone(runtime_env: RuntimeEnv) -> None:
             assert seen.epoch == premises.epoch
     assert not path.exists()
     assert not list(runtime_env.runtime_dir.iterdir())
+
+
+def test_what_others_find_the_pool_by(runtime_env: RuntimeEnv) -> None:
+    endpoints = Endpoints(live="ipc:///live", ask="ipc:///ask")
+    with _open(runtime_env, _settings(runtime_env, name="shop", workers=3)) as premises:
+        pool = premises.describe(endpoints)
+        assert (pool.name, pool.workers, pool.endpoints, pool.version) == ("shop", 3, endpoints, __version__)
+        assert pool.supervisor == ProcessIdentity.of(os.getpid())
+        assert (pool.host, pool.port) == (premises.listeners.host, premises.listeners.port)
+        assert (pool.segment, pool.epoch) == (str(premises.segment.path), premises.epoch)
+        assert Path(pool.runtime_dir) == runtime_env.runtime_dir / "shop"
+
+
+def test_the_clients_token_is_renewed_at_half_its_life(runtime_env: RuntimeEnv) -> None:
+    settings = replace(_settings(runtime_env), security=SecurityConfig(token_ttl_s=1000.0))
+    with _open(runtime_env, settings) as premises:
+        assert 499 < premises.renew_client_token() < 502
+        first = premises.runtime_dir.read_client_token()
+        keys = [TokenKey(key.key_id, key.secret) for key in premises.keys.for_workers()]
+        found = Verifier(keys, row_is_alive=lambda *_: False).verify(
+            AuthRequest("cli", first, "1", "test", {}), time.time() + 990
+        )
+        assert isinstance(found, Identity), found
+        assert found.rights == {"submit", "observe", "control"}
+        premises.renew_client_token()
+        assert premises.runtime_dir.read_client_token() != first
 
 
 def test_second_pool_of_the_name_is_refused_and_the_first_is_untouched(runtime_env: RuntimeEnv) -> None:

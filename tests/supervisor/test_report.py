@@ -16,8 +16,11 @@ from spearpool.metrics.layout import ExecutionStage
 from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.seat import Seat
 from spearpool.metrics.vocabulary import COUNTER, GAUGE
-from spearpool.supervisor import roster
+from spearpool.supervisor import roster_moves as moves
 from spearpool.supervisor.report import STATES, Report
+from spearpool.supervisor.roster import Roster
+from spearpool.supervisor.slot import WorkerPolicy
+from spearpool.supervisor.steering import Steering
 from tests.conftest import RuntimeEnv
 from tests.supervisor.offices import AGENT, Office, office
 
@@ -28,12 +31,12 @@ class Bench:
     def __init__(self, bench: Office) -> None:
         self.office = bench
         self.seats = [Seat(bench.premises.segment, index) for index in range(2 * bench.settings.pool.workers)]
-        self.roster = roster.Roster(bench.settings.pool.workers, roster.RosterPolicy(), time.monotonic())
+        self.roster = Roster(bench.settings.pool.workers, WorkerPolicy(), time.monotonic())
         rollup = Rollup(bench.premises.segment)
         began = time.monotonic() - 100
         self.report = Report(bench.settings, bench.premises, self.roster, bench.staff, rollup, began)
 
-    def tell_roster(self, event: roster.Event) -> None:
+    def tell_roster(self, event: moves.Event) -> None:
         self.roster.handle(event, time.monotonic(), 0.0)
 
 
@@ -56,11 +59,21 @@ def test_the_pool(bench: Bench) -> None:
     json.dumps(status)  # nothing in it but what JSON has
 
 
+def test_how_connections_are_steered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = bench.report.status("ready")
+    assert status["steering"] == "bpf"
+    monkeypatch.setattr(Steering, "status", "hash: no")
+    status = bench.report.status("ready")
+    assert status["steering"] == "hash: no"
+    assert status["warnings"][-1] == "connections may go to workers that are not ready: hash: no"
+    assert bench.report.warnings() == status["warnings"]
+
+
 def test_workers(bench: Bench) -> None:
-    bench.tell_roster(roster.Tick())
-    bench.tell_roster(roster.Started(0, 1, 4711))
-    bench.tell_roster(roster.WorkerReady(0, 1))
-    bench.tell_roster(roster.WorkerExited(1, 2, None, 9))
+    bench.tell_roster(moves.Tick())
+    bench.tell_roster(moves.Started(0, 1, 4711))
+    bench.tell_roster(moves.WorkerReady(0, 1))
+    bench.tell_roster(moves.WorkerExited(1, 2, None, 9))
     ready, dead = bench.report.workers()
     assert ready == {
         "slot": 0,
@@ -113,6 +126,10 @@ def test_an_instance_from_start_to_busy(bench: Bench) -> None:
     bench.seats[0].set_agent(instance.row, instance.generation - 1, 1, 5)  # what is left of another one
     (row,) = bench.report.instances()
     assert (row["state"], row["in_flight"]) == ("busy", 3)
+    bench.seats[2].set_agent(instance.row, instance.generation, 0, 0)
+    bench.seats[0].set_agent(instance.row, instance.generation, 1, 0)  # handed over
+    (row,) = bench.report.instances()
+    assert (row["state"], row["worker"]) == ("ready", 0)
 
 
 def test_an_instance_that_stops_is_stopping_even_with_work_in_hand(bench: Bench) -> None:

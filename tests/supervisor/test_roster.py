@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from spearpool.backoff import Backoff
-from spearpool.supervisor.roster import PoolState, Roster, RosterPolicy, SlotView
+from spearpool.supervisor.roster import PoolState, Roster
 from spearpool.supervisor.roster_moves import (
     Action,
     AllDrained,
@@ -13,11 +15,23 @@ from spearpool.supervisor.roster_moves import (
     AllReady,
     Drain,
     Drained,
+    Emptied,
+    Empty,
     Event,
     GiveUp,
+    Hung,
     Kill,
     Leave,
     LeaveRequested,
+    Measured,
+    QueuesSeen,
+    ReloadRequested,
+    RenewalFailed,
+    Renewed,
+    Renewing,
+    RenewRequested,
+    ScaleRequested,
+    SlotRemoved,
     Spawn,
     SpawnFailed,
     Started,
@@ -27,9 +41,10 @@ from spearpool.supervisor.roster_moves import (
     WorkerExited,
     WorkerReady,
 )
+from spearpool.supervisor.slot import SlotView, WorkerPolicy
 from spearpool.worker.control import EXIT_CANNOT_START
 
-POLICY = RosterPolicy(
+POLICY = WorkerPolicy(
     ready_timeout_s=30.0,
     settled_s=10.0,
     drain_grace_s=1.0,
@@ -43,7 +58,7 @@ POLICY = RosterPolicy(
 class Play:
     """A roster with a clock that the test sets. `random` is 0.5 throughout, so a delay is half of its cap."""
 
-    def __init__(self, slots: int = 1, policy: RosterPolicy = POLICY) -> None:
+    def __init__(self, slots: int = 1, policy: WorkerPolicy = POLICY) -> None:
         self.now = 1000.0
         self.roster = Roster(slots, policy, self.now)
 
@@ -313,3 +328,218 @@ def test_a_stop_while_the_pool_starts() -> None:
     assert play.tell(LeaveRequested(play.now + 1.0)) == [Leave(0, 1)]
     assert play.tell(StopRequested(play.now)) == [], "it is leaving already"
     assert play.kill(first, code=0) == [AllGone()]
+
+
+def test_a_worker_that_hangs_is_killed_and_its_heir_does_not_wait_for_its_exit() -> None:
+    play, (first, _) = running(slots=2)
+    play.pass_time(10.0)
+    assert play.tell(Hung(0, 1, "did not answer")) == [Kill(0, 1), Spawn(0, 1, 3)]
+    assert play.slot() == SlotView(0, "starting", 1, 3, None, 1, "did not answer")
+    assert play.tell(Hung(0, 1, "did not answer")) == [], "killed once"
+    assert play.kill(first) == []
+    assert play.slot().restarts == 1, "booked once"
+
+
+def test_a_worker_that_hangs_while_the_pool_drains_is_killed_without_an_heir() -> None:
+    play, (first,) = running()
+    play.tell(StopRequested(play.now + 60.0))
+    assert Kill(0, 1) in play.tell(Hung(0, 1, "did not answer"))
+    play.kill(first)
+    assert play.tell(LeaveRequested(play.now + 1.0)) == [AllGone()]
+
+
+# Planned changes
+
+RELOADED = "the pool is reloaded"
+
+
+def test_a_renewal_is_heir_first_then_the_old_one_empties_and_leaves() -> None:
+    play, (old,) = running()
+    assert play.tell(RenewRequested(0, 1, "asked")) == [Renewing(0, 1, "asked"), Spawn(0, 1, 2)]
+    assert play.roster.serving() == (0,), "the old one serves until its heir does"
+    assert play.slot().incarnation == 1
+    assert play.serve(Spawn(0, 1, 2)) == [Empty(0, 1, 30.0)]
+    assert (play.roster.serving(), play.slot().incarnation) == ((0,), 2)
+    assert play.tell(Emptied(0, 1)) == [Leave(0, 1)]
+    assert play.kill(old, code=0) == [Renewed(0, 1)]
+    assert play.slot() == SlotView(0, "ready", 1, 2, 5002, 0, "exited with code 0")
+    assert play.pass_time(100.0) == []
+
+
+def test_a_reload_renews_one_after_the_other() -> None:
+    play, (first, second) = running(slots=2)
+    assert play.tell(ReloadRequested()) == [Renewing(0, 1, RELOADED), Spawn(0, 1, 3)]
+    assert play.serve(Spawn(0, 1, 3)) == [Empty(0, 1, 30.0)]
+    assert play.tell(Emptied(0, 1)) == [Leave(0, 1)]
+    assert play.kill(first, 0) == [Renewed(0, 1), Renewing(1, 2, RELOADED), Spawn(1, 3, 4)]
+    assert play.serve(Spawn(1, 3, 4)) == [Empty(1, 2, 30.0)]
+    play.tell(Emptied(1, 2))
+    assert play.kill(second, 0) == [Renewed(1, 2)]
+
+
+def test_who_does_not_empty_or_leave_in_time_is_killed_and_the_renewal_goes_on() -> None:
+    play, (first, second) = running(slots=2)
+    play.tell(ReloadRequested())
+    play.serve(Spawn(0, 1, 3))
+    assert play.pass_time(30.9) == []
+    assert play.pass_time(0.1) == [Kill(0, 1)]
+    assert play.kill(first)[0] == Renewed(0, 1)
+    play.serve(Spawn(1, 3, 4))
+    play.tell(Emptied(1, 2))
+    assert play.pass_time(5.0) == [Kill(1, 2)]
+    assert play.kill(second) == [Renewed(1, 2)]
+
+
+def test_an_heir_that_fails_leaves_everything_as_it_was() -> None:
+    play, _ = running(slots=2)
+    play.tell(ReloadRequested())
+    reason = "the heir of worker 0 exited with code 1"
+    failed = [RenewalFailed(0, 1, reason), RenewalFailed(1, 2, reason)]
+    assert play.kill(Spawn(0, 1, 3), code=1) == failed
+    assert play.pass_time(100.0) == []
+    assert [view.incarnation for view in play.roster.snapshot().slots] == [1, 2]
+    assert play.tell(RenewRequested(0, 1, "again"))[0] == Renewing(0, 1, "again")
+
+
+def test_an_heir_that_is_not_ready_in_time_is_killed_and_the_old_one_stays() -> None:
+    play, _ = running()
+    play.tell(ReloadRequested())
+    reason = "the heir of worker 0 was not ready within 30 s"
+    assert play.pass_time(30.0) == [RenewalFailed(0, 1, reason), Kill(0, 2)]
+    assert play.roster.serving() == (0,)
+
+
+def test_one_that_dies_before_its_turn_or_during_it_counts_as_renewed_when_its_heir_serves() -> None:
+    play, (first, second) = running(slots=2)
+    play.pass_time(10.0)
+    play.tell(ReloadRequested())
+    assert play.kill(second) == [Spawn(1, 3, 4)], "before its turn"
+    assert play.kill(first) == [], "during its turn: the heir is on its way"
+    assert play.serve(Spawn(0, 1, 3)) == [Renewed(0, 1)]
+    assert play.serve(Spawn(1, 3, 4)) == [Renewed(1, 2)]
+
+
+def test_asking_twice_for_the_same_worker_is_asking_once() -> None:
+    play, (old,) = running()
+    play.tell(RenewRequested(0, 1, "asked"))
+    assert play.tell(RenewRequested(0, 1, "asked")) == []
+    play.serve(Spawn(0, 1, 2))
+    play.tell(Emptied(0, 1))
+    assert play.kill(old, 0) == [Renewed(0, 1)]
+
+
+def test_a_stop_ends_what_is_planned() -> None:
+    play, _ = running(slots=2)
+    play.tell(ReloadRequested())
+    play.serve(Spawn(0, 1, 3))
+    drains = [Drain(0, 1, 5.0), Drain(0, 3, 5.0), Drain(1, 2, 5.0)]
+    assert play.tell(StopRequested(play.now + 5.0)) == drains
+    assert play.tell(Emptied(0, 1)) == []
+    assert [play.tell(Drained(0, 1)), play.tell(Drained(0, 3))] == [[], []]
+    assert play.tell(Drained(1, 2)) == [AllDrained()]
+
+
+def test_slots_are_added_at_the_top() -> None:
+    play, _ = running()
+    assert play.tell(ScaleRequested(3)) == [Spawn(1, 2, 2), Spawn(2, 4, 3)]
+    assert play.serve(Spawn(2, 4, 3)) == [], "AllReady is said once"
+    assert play.roster.serving() == (0, 2)
+
+
+def test_a_slot_is_emptied_once_nobody_comes_to_it_and_removed_once_nobody_is_left() -> None:
+    play, (_, _, third) = running(slots=3)
+    assert play.tell(ScaleRequested(2)) == []
+    assert (play.roster.serving(), play.roster.retiring()) == ((0, 1), (2,))
+    play.pass_time(0.4)
+    assert play.tell(QueuesSeen({2: 1})) == []
+    assert play.pass_time(0.4) == [], "somebody came meanwhile"
+    assert play.pass_time(0.1) == [Empty(2, 3, 30.0)]
+    assert play.tell(Emptied(2, 3)) == [Leave(2, 3)]
+    assert play.kill(third, 0) == []
+    assert play.tell(QueuesSeen({2: 0})) == [SlotRemoved(2)]
+    assert len(play.roster.snapshot().slots) == 2
+    assert play.tell(WorkerReady(2, 3)) == [], "last words"
+
+
+def test_slots_are_removed_from_the_top_only() -> None:
+    play, (_, second, third) = running(slots=3)
+    play.tell(ScaleRequested(1))
+    play.pass_time(0.5)
+    play.tell(Emptied(1, 2))
+    play.kill(second, 0)
+    assert play.tell(QueuesSeen({1: 0, 2: 0})) == []
+    play.tell(Emptied(2, 3))
+    play.kill(third, 0)
+    assert play.tell(QueuesSeen({1: 0, 2: 0})) == [SlotRemoved(2), SlotRemoved(1)]
+
+
+def test_who_comes_last_to_a_slot_that_is_to_be_removed_still_gets_a_worker() -> None:
+    play, (_, second) = running(slots=2)
+    play.tell(ScaleRequested(1))
+    play.pass_time(0.5)
+    play.tell(Emptied(1, 2))
+    play.kill(second, 0)
+    assert play.tell(QueuesSeen({1: 1})) == [Spawn(1, 3, 3)]
+    play.serve(Spawn(1, 3, 3))
+    assert play.pass_time(0.5) == [Empty(1, 3, 30.0)]
+
+
+def _ageing(**limits: Any) -> tuple[Play, list[Action]]:
+    play = Play(3, replace(POLICY, **limits))
+    spawns = play.tell(Tick())
+    play.serve(*spawns)
+    return play, spawns
+
+
+def test_workers_of_one_age_are_renewed_one_at_a_time_and_not_at_the_same_age() -> None:
+    play, spawns = _ageing(max_age_s=100.0)
+    ages = []
+    for number in range(3):
+        play.now = play.roster.next_deadline()
+        renewing, spawn = play.tell(Tick())
+        assert isinstance(renewing, Renewing)
+        assert "max_worker_age_s" in renewing.cause
+        assert play.roster.next_deadline() > play.now, "nobody else meanwhile"
+        ages.append(play.now - 1000.0)
+        play.serve(spawn)
+        play.tell(Emptied(renewing.slot, renewing.incarnation))
+        assert play.kill(spawns[renewing.slot], 0)[0] == Renewed(renewing.slot, renewing.incarnation), number
+    assert 80.0 <= min(ages) < max(ages) <= 100.0
+    assert len(set(ages)) == 3
+
+
+def test_connections_and_memory_are_limited_too_and_memory_only_of_settled_workers() -> None:
+    play, _ = _ageing(max_connections=100, max_memory_bytes=1000)
+    assert play.tell(Measured(1, 2, 79, 1000)) == [], "not settled yet"
+    assert play.tell(Measured(1, 2, 79, 799)) == []
+    assert play.pass_time(10.0) == []
+    assert isinstance(play.tell(Measured(0, 1, 100, 0))[0], Renewing)
+    play, _ = _ageing(max_memory_bytes=1000)
+    play.pass_time(10.0)
+    (renewing, _) = play.tell(Measured(1, 2, 0, 1000))
+    assert renewing == Renewing(1, 2, "holds 1000 bytes (max_worker_memory_bytes)")
+
+
+def test_without_limits_workers_live_for_ever() -> None:
+    play, _ = running()
+    play.tell(Measured(0, 1, 10**9, 10**12))
+    assert play.pass_time(10**9) == []
+
+
+def test_other_limits_can_be_adopted() -> None:
+    play, _ = running()
+    play.roster.adopt(replace(POLICY, max_age_s=50.0))
+    assert isinstance(play.pass_time(50.0)[0], Renewing)
+
+
+def test_nobody_is_renewed_for_its_age_while_a_slot_is_removed() -> None:
+    play, (_, _, third) = _ageing(max_age_s=100.0)
+    play.pass_time(79.9)
+    play.tell(ScaleRequested(2))
+    play.tell(QueuesSeen({2: 1}))
+    play.now += 30.0
+    play.tell(QueuesSeen({2: 1}))
+    assert play.pass_time(0.5) == [Empty(2, 3, 30.0)]
+    play.tell(Emptied(2, 3))
+    play.kill(third, 0)
+    assert [type(action) for action in play.tell(QueuesSeen({2: 0}))] == [SlotRemoved, Renewing, Spawn]

@@ -8,6 +8,8 @@ import signal
 import pytest
 
 from spearpool.instances.launch import Exited, ForkSpec, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
+from spearpool.metrics.rollup import Rollup
+from spearpool.packing import replace
 from spearpool.protocol.credentials import TokenKey, Verifier
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.identity import Identity
@@ -93,6 +95,45 @@ def test_an_end_is_told_to_all_workers_counted_and_made_good(runtime_env: Runtim
         assert bench.instance() != before
 
 
+def test_ends_starts_and_restarts_are_counted_by_task(runtime_env: RuntimeEnv) -> None:
+    with office(runtime_env, tasks={"a": {"target": AGENT}, "b": {"target": AGENT}}) as bench:
+        rollup = Rollup(bench.premises.segment)
+
+        def counted(task: str) -> dict[str, int]:
+            return {name: count for name, count in rollup.task_totals()[task].items() if count}
+
+        instance = bench.ready()
+        assert counted("a") == counted("b") == {"instances_started": 1}
+        first, other = (launch for launch, _ in bench.recorder.launches)
+        bench.launched(other)
+        bench.staff.handle(Exited(first, 1, None, 9))
+
+        def replaced() -> bool:
+            bench.staff.tick()
+            return len(bench.recorder.launches) == 3
+
+        eventually(replaced, 5)
+        assert counted("a") == {"instances_started": 2, "instances_failed": 1, "instances_restarted": 1}
+        (successor,) = [row for row in bench.table.snapshots() if row.task == "a"]
+        assert (successor.restarts, successor.instance != instance) == (1, True)
+        bench.staff.stop_all()
+        bench.staff.handle(Exited(other, 1, None, 15))
+        assert counted("b") == {"instances_started": 1, "instances_exited": 1}
+        assert bench.staff.failures("a") == rollup.totals()["instances_failed"] == 1
+
+
+def test_a_crash_long_after_it_was_ready_is_a_failure_as_well(
+    runtime_env: RuntimeEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spearpool.instances.lifecycle.SETTLED_S", 0.0)
+    with office(runtime_env, tasks={"a": {"target": AGENT}}) as bench:
+        for crashes, end in ((1, Exited(0, 1, None, 11)), (1, Exited(0, 1, 0, None))):
+            bench.ready()
+            launch, _ = bench.recorder.launches[-1]
+            bench.staff.handle(replace(end, launch=launch))
+            assert bench.staff.failures("a") == crashes, "one that is done is none"
+
+
 def test_a_task_that_fails_again_and_again_is_closed_for_all_workers_and_for_later_ones(
     runtime_env: RuntimeEnv,
 ) -> None:
@@ -153,9 +194,9 @@ def test_stop_without_a_connection_signals_the_process_group(runtime_env: Runtim
     with office(runtime_env, tasks={"a": {"target": AGENT}}) as bench:
         instance = bench.ready()
         if away == "released":
-            connection = bench.owners.connection_of(instance)
-            assert connection is not None
-            released = Released(instance.row, instance.generation, connection.pack(), "peer")
+            row = bench.table.snapshot(instance.row)
+            assert row is not None
+            released = Released(instance.row, instance.generation, row.owner, "peer")
             assert bench.owners.release(released)
             bench.staff.released(released)
         else:

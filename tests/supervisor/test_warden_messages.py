@@ -54,7 +54,7 @@ def test_requests(ends: tuple[SupervisorEnd, WardenEnd], request_: ToWarden) -> 
 
 @pytest.mark.parametrize(
     "report",
-    [Launched(1, 2, 3), LaunchFailed(-1, "why\n"), ZygoteReady(1), Exited(1, 2, 0, None), Exited(1, 2, None, 9)],
+    [Launched(1, 2, 3, 4), LaunchFailed(-1, "why\n"), ZygoteReady(1), Exited(1, 2, 0, None), Exited(1, 2, None, 9)],
 )
 def test_reports(ends: tuple[SupervisorEnd, WardenEnd], report: FromWarden) -> None:
     supervisor, warden = ends

@@ -80,6 +80,15 @@ def test_a_program_is_a_session_of_its_own_in_a_clean_place(careless_descriptor:
     assert facts["blocked"] == 0
 
 
+def test_a_launch_is_told_with_the_time_of_its_fork(driver: Driver) -> None:
+    """The clock is the same for all processes, so the fork is before whatever the child ever sees."""
+    before = time.monotonic_ns()
+    launch = driver.python("import time; print(time.monotonic_ns())")
+    launched = driver.wait(launch, Launched)
+    driver.wait(launch, Exited)
+    assert before < launched.forked_ns < int(driver.log.read_text())
+
+
 def test_output_is_appended(driver: Driver) -> None:
     driver.log.write_text("before\n")
     for word in ("one", "two"):

@@ -33,16 +33,16 @@ def test_a_ward_is_found_by_launch_then_by_pid_too() -> None:
     wards.add(ward)
     assert wards.launched_as(-3) is ward
     assert wards.with_pid(77) is None
-    wards.name(ward, 77)
+    wards.name(ward, 77, 5_000)
     assert wards.with_pid(77) is ward
-    assert ward.pid == 77
+    assert (ward.pid, ward.forked_ns) == (77, 5_000)
 
 
 def test_pending_ends_with_the_answer() -> None:
     wards, wins, loses = Wards(), Ward(1), Ward(2)
     for ward in (wins, loses):
         wards.add(ward)
-        wards.name(ward, 100 + ward.launch)
+        wards.name(ward, 100 + ward.launch, 1)
     assert wards.pending == 2
     wards.answer(wins, Stage.RUNNING)
     wards.answer(loses, Stage.FAILED)
@@ -56,8 +56,8 @@ def test_removed_is_removed_everywhere() -> None:
     wards, ran, failed, unborn = Wards(), Ward(1), Ward(2), Ward(3)
     for ward in (ran, failed, unborn):
         wards.add(ward)
-    wards.name(ran, 101)
-    wards.name(failed, 102)
+    wards.name(ran, 101, 1)
+    wards.name(failed, 102, 1)
     wards.answer(ran, Stage.RUNNING)
     for ward in (failed, unborn):
         wards.answer(ward, Stage.FAILED)
@@ -74,7 +74,7 @@ def test_kinds_can_be_walked_while_the_table_changes(channel: WardenEnd) -> None
     deaf.zygote.hung_up = True
     for ward in (worker, zygote, deaf, Ward(4)):
         wards.add(ward)
-        wards.name(ward, 100 + ward.launch)
+        wards.name(ward, 100 + ward.launch, 1)
     seen = []
     for ward in wards.workers():
         wards.remove(ward)

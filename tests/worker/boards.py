@@ -9,32 +9,64 @@ from spearpool.protocol.identifiers import execution_id
 from spearpool.protocol.messages import ExecuteRequest
 from spearpool.worker.executions import CLIENT, Agent, Execution
 
-__all__ = ["ME", "PlainBoard", "new_agent", "new_execution"]
+__all__ = ["ME", "WHEN", "PlainBoard", "new_agent", "new_execution"]
 
 ME = 0
 """The slot of the dispatcher under test."""
+
+WHEN = 100.0
+"""When all executions are received that the test does not say it of."""
 
 _NUMBERS = itertools.count(1)
 
 
 class PlainBoard:
-    """`rows[slot, task]` is (free, queued); `log` tells in which order rows were written and read."""
+    """`rows[slot, task]` is (free, queued); `heads` is since when the head of a queue waits, `WHEN` if not there.
+
+    `log` tells in which order rows were written and read.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], tuple[int, int]] = {}
+        self.heads: dict[tuple[int, int], float] = {}
+        self.took: dict[int, int] = {}
+        self.counted_in: dict[int, int] = {}
         self.left: set[int] = set()
-        self.log: list[tuple[str, int]] = []
+        self.deaf: set[int] = set()
+        self.log: list[str] = []
 
-    def publish(self, task: int, free: int, queued: int) -> None:
-        self.log.append(("write", ME))
+    def publish(self, task: int, free: int, queued: int, since: float) -> None:
+        self.log.append("publish")
         self.rows[ME, task] = (free, queued)
+        self.heads[ME, task] = since
 
-    def read(self, slot: int, task: int) -> tuple[int, int]:
-        self.log.append(("read", slot))
-        return self.rows.get((slot, task), (0, 0))
+    def free(self, task: int) -> dict[int, int]:
+        self.log.append("free")
+        rows = {slot: free for (slot, column), (free, _) in self.rows.items() if column == task and slot != ME}
+        return {slot: free for slot, free in rows.items() if free and slot not in self.deaf}
+
+    def waiting(self, task: int, before: float) -> dict[int, float]:
+        self.log.append("waiting")
+        rows = {slot: queued for (slot, column), (_, queued) in self.rows.items() if column == task and slot != ME}
+        heads = {slot: self.heads.get((slot, task), WHEN) for slot, queued in rows.items() if queued}
+        return {slot: since for slot, since in heads.items() if since < before}
+
+    def queued(self, slot: int, task: int) -> int:
+        return self.rows[slot, task][1]
+
+    def publish_arrived(self, slot: int, count: int) -> None:
+        self.log.append("publish_arrived")
+        self.counted_in[slot] = count
+
+    def arrived(self, slot: int) -> int:
+        self.log.append("arrived")
+        return self.took.get(slot, 0)
 
     def leaving(self, slot: int) -> bool:
         return slot in self.left
+
+    def congested(self, slot: int) -> bool:
+        return slot in self.deaf
 
 
 def new_execution(
@@ -44,12 +76,11 @@ def new_execution(
     deadline: float = inf,
     size_bytes: int = 10,
     origin: object = None,
-    slot: int = ME,
+    received_at: float = WHEN,
 ) -> Execution:
-    """`slot` is the one that accepted it; its own by default."""
-    name = execution_id(1, slot if source == CLIENT else source, 1, next(_NUMBERS))
+    name = execution_id(1, ME if source == CLIENT else source, 1, next(_NUMBERS))
     request = ExecuteRequest(task, "", [], {})
-    return Execution(name, task, request, origin, 1, size_bytes, 0.0, deadline, source)
+    return Execution(name, task, request, origin, 1, size_bytes, received_at, deadline, source)
 
 
 def new_agent(task: str = "a", capacity: int = 1, who: object = "somebody") -> Agent:

@@ -20,7 +20,6 @@ from spearpool.protocol.messages import (
     ExecutionStatus,
     Heartbeat,
     Payload,
-    SpearMessage,
 )
 from spearpool.protocol.session import (
     AuthenticationAnswered,
@@ -56,7 +55,7 @@ class Peer:
 
     def __init__(self, side: Side) -> None:
         self.session = Session(side, SETTINGS, time.monotonic())
-        self.inbox: deque[tuple[SpearMessage, Payload]] = deque()
+        self.inbox: deque[tuple[int, Payload]] = deque()
         self.answer: AuthResponse | None = None
         self.closed: Closed | None = None
         self.heartbeats = 0
@@ -66,6 +65,11 @@ class Peer:
     async def open(self, port: int) -> Peer:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         return self
+
+    @property
+    def port(self) -> int:
+        """Our own one: it says which connection this is."""
+        return int(self._writer.get_extra_info("sockname")[1])
 
     async def authenticate(self, name: str, token: str, extra: dict[str, str] | None = None) -> AuthResponse | None:
         """The answer, or None when the connection ended without one."""
@@ -87,12 +91,12 @@ class Peer:
 
     async def next(self, kind: type[P], number: int | None = None) -> P:
         """The next message, which must be of this kind (and have this id). AssertionError when the connection ends."""
-        message, payload = await self.message()
+        found, payload = await self.message()
         assert isinstance(payload, kind), payload
-        assert number in (None, message.request_id)
+        assert number in (None, found)
         return payload
 
-    async def message(self) -> tuple[SpearMessage, Payload]:
+    async def message(self) -> tuple[int, Payload]:
         while not self.inbox:
             assert self.closed is None, self.closed
             await self._read()
@@ -107,8 +111,8 @@ class Peer:
     async def execute(self, payload: ExecuteRequest) -> ExecuteResponse | ErrorMessage:
         """Submit, and wait for what comes back."""
         number = self.send(payload)
-        message, answer = await self.message()
-        assert message.request_id == number
+        answered, answer = await self.message()
+        assert answered == number
         assert isinstance(answer, ExecuteResponse | ErrorMessage)
         return answer
 
@@ -116,9 +120,9 @@ class Peer:
         """Answer every request with the handler's text, until the connection ends."""
         while self.closed is None:
             while self.inbox:
-                message, payload = self.inbox.popleft()
+                number, payload = self.inbox.popleft()
                 if isinstance(payload, ExecuteRequest):
-                    self.complete(message.request_id, payload, handler(payload))
+                    self.complete(number, payload, handler(payload))
             await self._read(timeout_s=inf)
 
     def complete(self, number: int, payload: ExecuteRequest, output: str, *, echo_id: bool = True) -> None:
@@ -148,8 +152,8 @@ class Peer:
                     self.answer = response
                 case Received(_, Heartbeat()):
                     self.heartbeats += 1
-                case Received(message, payload):
-                    self.inbox.append((message, payload))
+                case Received(number, payload):
+                    self.inbox.append((number, payload))
                 case Closed():
                     self.closed = event
                 case _:

@@ -98,10 +98,10 @@ async def test_shows_what_it_has_in_flight(tmp_path: Path) -> None:
         caller = await client(worker)
         for _ in range(2):
             caller.send(request("slow"))
-        (message, asked), _ = await peer.message(), await peer.message()
+        (number, asked), _ = await peer.message(), await peer.message()
         assert worker.seat.agent(instance.row) == (instance.generation, 1, 2)
         assert isinstance(asked, ExecuteRequest)
-        peer.complete(message.request_id, asked, "x")
+        peer.complete(number, asked, "x")
         await caller.next(ExecuteResponse)
         assert worker.seat.agent(instance.row) == (instance.generation, 1, 1)
         caller.close()
@@ -134,7 +134,7 @@ async def test_who_is_of_no_task_here_is_refused(tmp_path: Path) -> None:
 async def test_an_issued_agent_gets_its_row_first(tmp_path: Path) -> None:
     async with one_worker(tmp_path) as (pool, worker):
         caller = await client(worker)
-        number = caller.send(request())
+        sent = caller.send(request())
         peer = await agent(worker, "external", pool.issued_token("echo", "external"))
         (asked,) = worker.records(ExternalAgent)
         assert (asked.instance_id, asked.task) == ("external", "echo")
@@ -144,10 +144,10 @@ async def test_an_issued_agent_gets_its_row_first(tmp_path: Path) -> None:
         worker.executions.agents.external_row(ExternalRow(asked.request, row.row, row.generation))
         (claim,) = worker.records(Claim)
         assert InstanceId(claim.row, claim.generation) == row
-        message, got = await peer.message()
+        number, got = await peer.message()
         assert isinstance(got, ExecuteRequest)
-        peer.complete(message.request_id, got, "x")
-        assert (await caller.next(ExecuteResponse, number)).output == "x"
+        peer.complete(number, got, "x")
+        assert (await caller.next(ExecuteResponse, sent)).output == "x"
         caller.close()
         peer.close()
         await eventually_async(lambda: worker.records(Released))
@@ -232,11 +232,11 @@ async def test_last_words_are_heard_after_the_row_was_cleared(tmp_path: Path) ->
         caller = await client(worker)
         for _ in range(2):
             caller.send(request())
-        message, asked = await peer.message()
+        number, asked = await peer.message()
         assert isinstance(asked, ExecuteRequest)
         worker.executions.agents.row_cleared(RowCleared(instance.row, instance.generation))
         await asyncio.sleep(LAST_WORDS_S / 4)
-        peer.complete(message.request_id, asked, "just before the end")
+        peer.complete(number, asked, "just before the end")
         assert (await caller.next(ExecuteResponse)).output == "just before the end"
         assert worker.executions.dispatcher.snapshot().queued == 1, "no new work for the dead"
         peer.abort()

@@ -32,7 +32,7 @@ def test_counts_what_waits(books: Books, lane: Lane) -> None:
     books.enqueue(lane, second, 1.0)
     books.enqueue(lane, first, 1.0, first=True)
     assert (books.queued, books.queued_bytes) == (2, 7)
-    assert books.dequeue(lane) is first
+    assert books.dequeue(lane.queue) is first
     books.detach(second)
     assert (books.queued, books.queued_bytes, len(lane.queue)) == (0, 0, 0)
 
@@ -72,9 +72,22 @@ def test_leaves_a_neighbour(books: Books, neighbours: Neighbours) -> None:
     neighbours.add(1)
     execution = new_execution()
     books.accept(execution)
-    neighbours[1].hand(execution, 0)
+    neighbours[1].send(execution, 0)
     books.detach(execution)
-    assert neighbours[1].forwarded == {}
+    assert (neighbours[1].forwarded, neighbours[1].on_its_way) == ({}, {})
+
+
+def test_guests_wait_apart(books: Books, lane: Lane) -> None:
+    ours, first, second = new_execution(), new_execution(source=1), new_execution(source=2)
+    for execution in (ours, first, second):
+        books.enqueue(lane, execution, 1.0)
+    assert list(lane.queue.values()) == [ours]
+    assert list(lane.guests.values()) == [first, second]
+    assert (books.queued, books.queued_bytes) == (3, 30)
+    assert books.snapshot(draining=False).tasks["a"].queued == 3
+    books.detach(second)
+    assert list(lane.guests.values()) == [first]
+    assert books.queued == 2
 
 
 def test_snapshot_tells_all_of_it(books: Books, lane: Lane) -> None:

@@ -23,6 +23,7 @@ from spearpool.protocol.messages import (
     Timestamp,
 )
 from spearpool.protocol.session import Received, Side
+from spearpool.worker.belongings import Belongings
 from spearpool.worker.connection import Connection
 from spearpool.worker.connection_manager import ConnectionManager
 from tests.conftest import eventually_async
@@ -53,11 +54,15 @@ class Talker:
         self.received += 1
         times = int(getattr(event.payload, "args", ["0"])[0])
         for _ in range(times):
-            connection.reply(event.message.request_id, ExecuteResponse("echo", ExecutionStatus.RUNNING, OUTPUT))
-        connection.reply(event.message.request_id, ExecuteResponse("echo", ExecutionStatus.COMPLETED, "end"))
+            connection.reply(event.request_id, ExecuteResponse("echo", ExecutionStatus.RUNNING, OUTPUT))
+        connection.reply(event.request_id, ExecuteResponse("echo", ExecutionStatus.COMPLETED, "end"))
 
-    def closed(self, _connection: Connection, reason: CloseReason) -> None:
+    def closed(self, _connection: Connection, reason: CloseReason | None) -> None:
+        assert reason is not None
         self.reasons.append(reason)
+
+    def took_in(self, _connection: Connection, _belongings: Belongings) -> bool:
+        return False
 
 
 class Server(Talker):
@@ -96,6 +101,7 @@ class _Handler:
         self.authenticated = talker.authenticated
         self.received = talker.received_one
         self.closed = talker.closed
+        self.took_in = talker.took_in
 
 
 @asynccontextmanager

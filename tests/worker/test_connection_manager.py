@@ -11,6 +11,8 @@ import pytest
 
 from spearpool.config import ConnectionManagerConfig
 from spearpool.errors import ErrorCode, PoolStartError
+from spearpool.protocol.codec import JSON_V1
+from spearpool.protocol.codec_v2 import MSGPACK_V2
 from spearpool.protocol.credentials import Grant
 from spearpool.protocol.events import (
     Authenticated,
@@ -28,13 +30,15 @@ from spearpool.protocol.identity import Role
 from spearpool.protocol.messages import (
     AuthRequest,
     ErrorMessage,
+    ExecuteRequest,
+    ExecuteResponse,
     Heartbeat,
     HeartbeatStatus,
-    MessageType,
     Signal,
     SignalName,
     Timestamp,
 )
+from spearpool.protocol.negotiation import ASK
 from spearpool.protocol.session import ConnectionState, Side
 from spearpool.worker.connection_manager import REFUSED, ConnectionManager
 from tests.conftest import eventually_async
@@ -406,13 +410,37 @@ async def test_the_newer_connection_of_an_agent_wins(tmp_path: Path) -> None:
         assert (await older.until_closed()).startswith("replaced")
         older.close()
         caller = await client(worker)
-        number = caller.send(request())
-        message, asked = await newer.message()
-        assert message.message_type is MessageType.EXECUTE_REQUEST
-        newer.complete(message.request_id, asked, "newer")  # type: ignore[arg-type]
-        answer, _ = await caller.message()
-        assert answer.request_id == number
+        sent = caller.send(request())
+        number, asked = await newer.message()
+        assert isinstance(asked, ExecuteRequest)
+        newer.complete(number, asked, "newer")
+        answered, _ = await caller.message()
+        assert answered == sent
         for peer in (newer, caller):
+            peer.close()
+
+
+@pytest.mark.parametrize(("agents", "clients"), [({}, {}), ({}, ASK), (ASK, {}), (ASK, ASK)])
+async def test_each_peer_gets_the_encoding_that_it_asks_for(
+    tmp_path: Path, agents: dict[str, str], clients: dict[str, str]
+) -> None:
+    async with pool_of(tmp_path) as pool:
+        worker = pool.workers[0]
+        _, name, token = pool.instance("echo")
+        server = await agent(worker, name, token, **agents)
+        caller = await Peer(Side.CLIENT).open(worker.port)
+        await caller.authenticate("caller", Pool.client_token("submit", "caller"), clients)
+        for peer, asked in ((server, agents), (caller, clients)):
+            assert peer.session.codec is (MSGPACK_V2 if asked else JSON_V1)
+            assert peer.answer is not None
+            assert ("encoding:msgpack" in peer.answer.supported_features) is bool(asked)
+        sent = caller.send(request(input=bytes(range(256))))
+        number, asked_for = await server.message()
+        assert isinstance(asked_for, ExecuteRequest)
+        assert asked_for.input_data == bytes(range(256))
+        server.complete(number, asked_for, "done")
+        assert (await caller.next(ExecuteResponse, sent)).output == "done"
+        for peer in (server, caller):
             peer.close()
 
 

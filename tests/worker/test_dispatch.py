@@ -9,9 +9,11 @@ from spearpool.worker.books import REATTACH_GRACE_S
 from spearpool.worker.dispatch import REREAD_S, Dispatcher
 from spearpool.worker.executions import (
     Action,
+    Agent,
     Answer,
     Dispatch,
     Ending,
+    Execution,
     Finish,
     Forward,
     Located,
@@ -22,10 +24,11 @@ from spearpool.worker.executions import (
     Relay,
     Terminate,
     TerminateRemote,
+    Unused,
 )
 from spearpool.worker.lane import Lane
 
-from .boards import ME, PlainBoard, new_agent, new_execution
+from .boards import ME, WHEN, PlainBoard, new_agent, new_execution
 
 TASK_A = 0
 
@@ -308,7 +311,7 @@ def test_a_draining_worker_forwards_to_draining_ones(dispatcher: Dispatcher, boa
     dispatcher.submit(waiting, 0.0)
     board.left.add(3)
     board.rows[3, TASK_A] = (1, 0)
-    assert dispatcher.nudged(3, "a") == []
+    assert dispatcher.nudged(3, "a") == [Unused(3, "a")]
     dispatcher.drain()
     assert dispatcher.nudged(3, "a") == [Forward(waiting, 3)]
 
@@ -317,8 +320,8 @@ def test_own_row_is_written_before_others_are_read(dispatcher: Dispatcher, board
     dispatcher.link_up(1, 0.0)
     board.log.clear()
     dispatcher.submit(new_execution(), 0.0)
-    assert ("write", ME) in board.log
-    assert board.log.index(("write", ME)) < len(board.log) - 1 - board.log[::-1].index(("read", 1))
+    dispatcher.agent_joined(new_agent(capacity=2))
+    assert board.log == ["free", "publish", "free", "publish", "waiting"]
 
 
 def test_what_is_on_its_way_is_not_free_any_more(dispatcher: Dispatcher, board: PlainBoard) -> None:
@@ -345,14 +348,16 @@ def test_an_answer_gives_the_place_back_also_when_nothing_waits(dispatcher: Disp
         dispatcher.neighbour_answered(1, execution.execution_id, "x")
 
 
-def test_the_longer_queue_gets_the_place(dispatcher: Dispatcher, board: PlainBoard) -> None:
+def test_the_longer_wait_gets_the_place(dispatcher: Dispatcher, board: PlainBoard) -> None:
     board.rows[1, TASK_A] = (1, 0)
     board.rows[2, TASK_A] = (0, 7)
+    board.heads[2, TASK_A] = WHEN - 1
     dispatcher.link_up(1, 0.0)
     dispatcher.link_up(2, 0.0)
     first, second = new_execution(), new_execution()
     dispatcher.submit(first, 0.0)
     dispatcher.submit(second, 0.0)
+    board.took[1] = 1
     assert dispatcher.neighbour_answered(1, first.execution_id, "x") == [Answer(first, "x")]
 
 
@@ -400,9 +405,10 @@ def test_the_board_is_read_again_while_something_waits(dispatcher: Dispatcher, b
     assert dispatcher.next_deadline() == float("inf")
 
 
-def test_free_capacity_nudges_the_longest_queue(dispatcher: Dispatcher, board: PlainBoard) -> None:
-    board.rows[1, TASK_A] = (0, 2)
-    board.rows[2, TASK_A] = (0, 7)
+def test_free_capacity_nudges_the_longest_wait(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (0, 7)
+    board.rows[2, TASK_A] = (0, 2)
+    board.heads[2, TASK_A] = WHEN - 1
     dispatcher.link_up(1, 0.0)
     dispatcher.link_up(2, 0.0)
     agent = new_agent()
@@ -414,6 +420,7 @@ def test_free_capacity_nudges_the_longest_queue(dispatcher: Dispatcher, board: P
 
 def test_the_answer_itself_is_the_nudge(dispatcher: Dispatcher, board: PlainBoard) -> None:
     board.rows[1, TASK_A] = board.rows[2, TASK_A] = (0, 7)
+    board.heads[2, TASK_A] = WHEN - 1
     dispatcher.link_up(1, 0.0)
     dispatcher.link_up(2, 0.0)
     agent, execution = new_agent(), new_execution(source=2)
@@ -635,6 +642,7 @@ def test_a_new_link_is_offered_what_is_free(dispatcher: Dispatcher, board: Plain
 
 def test_the_relayed_answer_is_the_nudge(dispatcher: Dispatcher, board: PlainBoard) -> None:
     board.rows[1, TASK_A] = board.rows[2, TASK_A] = (0, 7)
+    board.heads[2, TASK_A] = WHEN - 1
     dispatcher.link_up(1, 0.0)
     dispatcher.link_up(2, 0.0)
     agent = new_agent()
@@ -726,7 +734,21 @@ def test_a_nudge_undoes_an_earlier_refusal(dispatcher: Dispatcher, board: PlainB
     execution = new_execution()
     dispatcher.submit(execution, 0.0)
     dispatcher.bounced(1, execution.execution_id, 0.0)
-    assert dispatcher.nudged(1, "a") == [Forward(execution, 1)]
+    other = new_execution()
+    dispatcher.submit(other, 0.0)
+    board.rows[1, TASK_A] = (2, 0)
+    assert dispatcher.nudged(1, "a") == [Forward(execution, 1), Forward(other, 1)]
+
+
+def test_an_answer_undoes_an_earlier_refusal(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (2, 0)
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    assert dispatcher.bounced(1, second.execution_id, 0.0) == []
+    board.took[1] = 2
+    assert dispatcher.neighbour_answered(1, first.execution_id, "x") == [Answer(first, "x"), Forward(second, 1)]
 
 
 def test_messages_about_nothing_are_passed_over(dispatcher: Dispatcher) -> None:
@@ -764,3 +786,203 @@ def test_word_of_a_lost_one_over_no_link_is_passed_over(dispatcher: Dispatcher) 
     dispatcher.agent_left(agent, 1.0)
     assert dispatcher.located(2, execution.execution_id) == []
     assert dispatcher.snapshot().lost == 1
+
+
+# ---------------------------------------------------------------------------------------- sharing what is not enough
+
+
+def overloaded(dispatcher: Dispatcher, board: PlainBoard, *, needy: int = 1) -> tuple[Agent, Execution, Execution]:
+    """One agent, what runs there, what waits here; and a neighbour that has waited much longer."""
+    agent, running, waiting = new_agent(), new_execution(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(running, 0.0)
+    dispatcher.submit(waiting, 0.0)
+    for slot in (1, 2):
+        dispatcher.link_up(slot, 0.0)
+        board.rows[slot, TASK_A] = (0, 5)
+    board.heads[needy, TASK_A] = WHEN - 1
+    return agent, running, waiting
+
+
+def test_a_place_is_offered_to_who_waits_longer_and_not_kept_for_it(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, waiting = overloaded(dispatcher, board)
+    assert dispatcher.answered(agent, running.execution_id, "x") == [
+        Answer(running, "x"),
+        Dispatch(waiting, agent),
+        Nudge(1, "a"),
+    ]
+
+
+def test_who_was_asked_to_come_gets_the_next_place(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, waiting = overloaded(dispatcher, board)
+    ours, guest = new_execution(), new_execution(source=1)
+    dispatcher.submit(ours, 0.0)
+    dispatcher.answered(agent, running.execution_id, "x")
+    assert dispatcher.submit(guest, 0.0) == []
+    assert board.rows[ME, TASK_A] == (0, 2)
+    board.rows[1, TASK_A] = board.rows[2, TASK_A] = (0, 0)
+    assert dispatcher.answered(agent, waiting.execution_id, "x") == [Answer(waiting, "x"), Dispatch(guest, agent)]
+    assert dispatcher.answered(agent, guest.execution_id, "x") == [Answer(guest, "x"), Dispatch(ours, agent)]
+
+
+def test_a_place_that_is_not_free_is_not_offered(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, _ = overloaded(dispatcher, board)
+    dispatcher.agent_retired(agent)
+    assert dispatcher.answered(agent, running.execution_id, "x") == [Answer(running, "x")]
+    full = new_agent()
+    assert dispatcher.agent_joined(full, ["1-7-1-5"]) == [Located(1, "1-7-1-5")]
+
+
+def test_an_answer_with_a_place_that_a_guest_took_is_no_nudge(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (0, 5)
+    dispatcher.link_up(1, 0.0)
+    agent, first, second = new_agent(), new_execution(source=1), new_execution(source=1)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    answer = dispatcher.answered(agent, first.execution_id, "x")
+    assert answer == [Answer(first, "x"), Dispatch(second, agent), Nudge(1, "a")]
+
+
+def test_a_nudge_for_nothing_is_answered(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    assert dispatcher.nudged(1, "a") == [Unused(1, "a")]
+
+
+def test_a_nudge_is_obeyed_though_the_board_shows_no_place(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    dispatcher.submit(first, 0.0)
+    dispatcher.submit(second, 0.0)
+    assert dispatcher.nudged(1, "a") == [Forward(first, 1)]
+
+
+def test_a_nudge_is_followed_by_what_the_board_shows_beside(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    executions = [new_execution() for _ in range(4)]
+    for execution in executions[:3]:
+        dispatcher.submit(execution, 0.0)
+    board.rows[1, TASK_A] = (2, 0)
+    assert dispatcher.nudged(1, "a") == [Forward(executions[0], 1), Forward(executions[1], 1)]
+
+
+def test_an_unused_place_is_offered_to_the_next(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A], board.rows[2, TASK_A] = (0, 5), (0, 5)
+    board.heads[1, TASK_A] = WHEN - 1
+    agent = new_agent()
+    for slot in (1, 2):
+        dispatcher.link_up(slot, 0.0)
+    assert dispatcher.agent_joined(agent) == [Nudge(1, "a")]
+    assert dispatcher.unused(1, "a") == []  # its row says still that it waits: it has a reason not to come
+    board.rows[1, TASK_A] = (0, 0)
+    assert dispatcher.nudged(2, "a") == [Unused(2, "a")]
+    dispatcher.submit(execution := new_execution(), 0.0)
+    assert dispatcher.answered(agent, execution.execution_id, "x") == [Answer(execution, "x"), Nudge(2, "a")]
+    board.rows[1, TASK_A] = (0, 5)
+    assert dispatcher.unused(2, "a") == [Nudge(1, "a")]
+    dispatcher.submit(new_execution(), 0.0)
+    board.heads[2, TASK_A] = WHEN - 2
+    assert dispatcher.unused(1, "a") == []  # there is no place any more
+
+
+def test_unused_makes_room_for_another_invitation(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, waiting = overloaded(dispatcher, board)
+    board.rows[1, TASK_A] = (0, 1)
+    board.rows[2, TASK_A] = (0, 0)
+    third = new_execution()
+    dispatcher.submit(third, 0.0)
+    assert Nudge(1, "a") in dispatcher.answered(agent, running.execution_id, "x")
+    assert Nudge(1, "a") not in dispatcher.answered(agent, waiting.execution_id, "x")
+    dispatcher.unused(1, "a")
+    dispatcher.submit(new_execution(), 0.0)
+    assert Nudge(1, "a") in dispatcher.answered(agent, third.execution_id, "x")
+
+
+def test_word_of_unused_nudges_about_nothing_is_passed_over(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (0, 5)
+    assert dispatcher.unused(1, "a") == []
+    dispatcher.link_up(1, 0.0)
+    assert dispatcher.unused(1, "zebra") == []
+    dispatcher.agent_joined(new_agent())
+    dispatcher.unused(1, "a")
+    assert dispatcher.unused(1, "a") == []
+
+
+def test_what_came_is_counted_after_the_row_that_shows_it(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    dispatcher.agent_joined(new_agent())
+    board.log.clear()
+    dispatcher.submit(new_execution(source=1), 0.0)
+    assert board.log == ["publish", "publish_arrived"]
+    assert kinds(dispatcher.submit(new_execution("b", source=1), 0.0)) == [Refuse]
+    assert kinds(dispatcher.submit(new_execution("zebra", source=1), 0.0)) == [Refuse]
+    assert board.counted_in == {1: 3}
+
+
+def test_a_guest_whose_origin_is_dead_is_dropped(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, _ = overloaded(dispatcher, board)
+    theirs, others = new_execution(source=1), new_execution(source=2)
+    dispatcher.submit(theirs, 0.0)
+    dispatcher.submit(others, 0.0)
+    assert dispatcher.link_down(1, 0.0) == [Finish(theirs, Ending.CANCELLED)]
+    assert dispatcher.answered(agent, running.execution_id, "x")[:2] == [Answer(running, "x"), Dispatch(others, agent)]
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline", "abort"])
+def test_guests_end_as_others_do(dispatcher: Dispatcher, board: PlainBoard, end: str) -> None:
+    overloaded(dispatcher, board)
+    guest = new_execution(source=1, origin="link", deadline=5.0)
+    dispatcher.submit(guest, 0.0)
+    match end:
+        case "cancel":
+            assert dispatcher.cancel(guest.execution_id, "link") == [Finish(guest, Ending.CANCELLED)]
+        case "deadline":
+            assert Finish(guest, Ending.TIMED_OUT) in dispatcher.expire(5.0)
+        case _:
+            assert Refuse(guest, ErrorCode.DRAINING, "the pool is stopping") in dispatcher.abort()
+    assert guest.place is Place.ENDED
+
+
+def test_guests_that_wait_in_vain_go_home_and_wait_there(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent, guest = new_agent(), new_execution(source=1)
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(new_execution(), 0.0)
+    dispatcher.submit(guest, 0.0)
+    dispatcher.agent_left(agent, 0.0)
+    assert dispatcher.next_deadline() == REREAD_S
+    assert dispatcher.expire(REREAD_S) == [Refuse(guest, ErrorCode.OVERLOADED, "no free capacity here")]
+    assert board.rows[ME, TASK_A] == (0, 0)
+
+
+def test_what_has_not_arrived_yet_is_deducted_at_each_look(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    board.rows[1, TASK_A] = (1, 0)
+    dispatcher.link_up(1, 0.0)
+    first, second = new_execution(), new_execution()
+    assert dispatcher.submit(first, 0.0) == [Forward(first, 1)]
+    dispatcher.submit(second, 0.0)
+    for look in range(1, 4):
+        assert dispatcher.expire(look * REREAD_S) == []
+    board.took[1] = 1
+    assert dispatcher.expire(4 * REREAD_S) == [Forward(second, 1)]
+
+
+def test_a_suspended_agent_gets_nothing_until_it_resumes(dispatcher: Dispatcher, board: PlainBoard) -> None:
+    agent, running, first, second = new_agent(capacity=2), new_execution(), new_execution(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(running, 0.0)
+    dispatcher.agent_retired(agent, for_good=False)
+    assert board.rows[ME, TASK_A] == (0, 0)
+    assert dispatcher.submit(first, 0.0) == []
+    assert dispatcher.submit(second, 0.0) == []
+    assert dispatcher.agent_resumed(agent) == [Dispatch(first, agent)]
+    assert dispatcher.answered(agent, running.execution_id, "x") == [Answer(running, "x"), Dispatch(second, agent)]
+
+
+def test_who_is_retired_while_it_is_suspended_does_not_resume(dispatcher: Dispatcher) -> None:
+    agent, execution = new_agent(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.agent_retired(agent, for_good=False)
+    dispatcher.agent_retired(agent)
+    dispatcher.submit(execution, 0.0)
+    assert dispatcher.agent_resumed(agent) == []

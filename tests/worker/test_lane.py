@@ -65,6 +65,33 @@ def test_retired_keeps_what_it_has() -> None:
     assert not lane.agents
 
 
+def test_suspended_gets_nothing_until_it_goes_on() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=2)
+    lane.join(agent)
+    lane.hold(agent, "1", None)
+    for _ in range(2):
+        lane.suspend(agent)
+        assert (lane.idlest(), lane.free, lane.places, agent.held) == (None, 0, 0, 2)
+    lane.release(agent, "1")
+    lane.resume(agent)
+    assert (lane.idlest(), lane.free, lane.places, agent.held) == (agent, 2, 2, 0)
+    lane.suspend(agent)
+    lane.leave(agent)
+    lane.resume(agent)
+    assert (lane.idlest(), lane.free, lane.agents) == (None, 0, {})
+
+
+def test_who_is_retired_while_it_is_suspended_does_not_go_on() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=2)
+    lane.join(agent)
+    lane.suspend(agent)
+    lane.retire(agent)
+    lane.resume(agent)
+    assert (lane.idlest(), lane.free, agent.capacity, agent.held) == (None, 0, 0, 0)
+
+
 def test_unknown_ids_are_an_error() -> None:
     lane = Lane("a", 0)
     agent = new_agent()
@@ -98,3 +125,41 @@ def test_free_is_the_sum_over_agents(steps: list[tuple[int, str]]) -> None:
             assert len(idlest.running) == min(len(a.running) for a in open_agents)
         else:
             assert idlest is None
+
+
+def test_suspended_twice_it_resumes_with_what_it_had() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=3)
+    lane.join(agent)
+    lane.hold(agent, "1", None)
+    lane.suspend(agent)
+    lane.suspend(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (0, 0, None)
+    lane.resume(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (3, 2, agent)
+    lane.resume(agent)
+    assert (lane.places, lane.free) == (3, 2)
+
+
+def test_who_has_left_does_not_resume() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=3)
+    lane.join(agent)
+    lane.suspend(agent)
+    lane.leave(agent)
+    lane.resume(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (0, 0, None)
+
+
+def test_places_are_what_all_can_have() -> None:
+    lane = Lane("a", 0)
+    one, other = new_agent(capacity=2), new_agent(capacity=3)
+    lane.join(one)
+    lane.join(other)
+    lane.hold(one, "1", None)
+    assert (lane.places, lane.free) == (5, 4)
+    lane.retire(one)
+    assert (lane.places, lane.free) == (3, 3)
+    lane.leave(one)
+    lane.leave(other)
+    assert (lane.places, lane.free) == (0, 0)

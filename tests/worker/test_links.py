@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from spearpool.protocol.messages import (
     Signal,
     SignalName,
 )
-from spearpool.worker.links import Link, Links
+from spearpool.worker.links import Link, Links, SharedBoard
 from spearpool.worker.outbox import Outbox
 from tests.conftest import eventually_async
 
@@ -61,6 +62,9 @@ class Hearer:
 
     def link_nudged(self, _link: Link, task: str) -> None:
         self.heard.append(("nudged", task))
+
+    def link_unused(self, _link: Link, task: str) -> None:
+        self.heard.append(("unused", task))
 
     def link_located(self, _link: Link, execution_id: str) -> None:
         self.heard.append(("located", execution_id))
@@ -114,6 +118,7 @@ async def test_every_word_arrives() -> None:
         link.refuse(7, ErrorCode.OVERLOADED, "full", "e")
         link.terminate("e")
         link.nudge("echo")
+        link.unused("echo")
         link.located("e")
         link.mislaid("e")
         await ends.theirs.hears(
@@ -125,6 +130,7 @@ async def test_every_word_arrives() -> None:
             ("refused", "e"),
             ("cancelled", "e"),
             ("nudged", "echo"),
+            ("unused", "echo"),
             ("located", "e"),
             ("mislaid", "e"),
         )
@@ -212,9 +218,9 @@ class Two:
         return peer
 
     async def asked(self, peer: Peer) -> tuple[int, ExecuteRequest]:
-        message, payload = await peer.message()
+        number, payload = await peer.message()
         assert isinstance(payload, ExecuteRequest), payload
-        return message.request_id, payload
+        return number, payload
 
     def queued(self, worker: Worker) -> int:
         return worker.executions.dispatcher.snapshot().queued
@@ -277,9 +283,9 @@ async def test_a_hundred_at_once_over_a_link(tmp_path: Path) -> None:
         serving = [asyncio.create_task(peer.serve(lambda r: (r.input_data or b"").decode())) for peer in servers]
         sent = {two.caller.send(request(input=str(n).encode())): str(n) for n in range(100)}
         for _ in range(100):
-            message, answer = await two.caller.message()
+            number, answer = await two.caller.message()
             assert isinstance(answer, ExecuteResponse)
-            assert answer.output == sent.pop(message.request_id)
+            assert answer.output == sent.pop(number)
         for peer in servers:
             peer.close()
         await asyncio.gather(*serving)
@@ -307,6 +313,55 @@ async def test_a_neighbour_without_capacity_refuses_and_the_origin_queues(tmp_pa
         server = await two.agent(two.origin)
         server.complete(*await two.asked(server), "here")
         assert (await two.caller.next(ExecuteResponse, sent)).output == "here"
+
+
+async def test_a_busy_worker_makes_room_for_who_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All words of the exchange: the row says who waits since when, the nudge, the guest, the answer."""
+    monkeypatch.setattr("spearpool.worker.placement.PATIENCE_S", 0.0)
+    async with two_workers(tmp_path) as two:
+        two.caller.send(request(input=b"theirs"))
+        await eventually_async(lambda: two.queued(two.origin) == 1)
+        local = await client(two.other)
+        two.peers.append(local)
+        for number in range(3):
+            local.send(request(input=b"ours %d" % number))
+        await eventually_async(lambda: two.queued(two.other) == 3)
+        server = await two.agent(two.other)
+        order = []
+        for _ in range(4):
+            number, asked = await two.asked(server)
+            order.append(asked.input_data)
+            if len(order) == 1:  # only then may the guest be late
+                await eventually_async(lambda: two.queued(two.origin) == 0 and two.queued(two.other) == 3)
+            server.complete(number, asked, "done")
+        assert order == [b"ours 0", b"theirs", b"ours 1", b"ours 2"]
+        assert (await two.caller.next(ExecuteResponse)).output == "done"
+
+
+async def test_the_board_as_one_worker_sees_it(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as two:
+        task = two.pool.segment.task_index("echo")
+        seats = (two.origin.seat, two.other.seat)
+        ours, theirs = (
+            SharedBoard(seat, (99, task), worker.executions.links)
+            for seat, worker in zip(seats, two.pool.workers, strict=True)
+        )
+        assert (ours.free(1), ours.waiting(1, inf)) == ({}, {})
+        ours.publish(1, 9, 9, 1.0)
+        assert (ours.free(1), ours.waiting(1, inf)) == ({}, {})  # it is about neighbours
+        theirs.publish(1, 3, 4, 2.5)
+        assert (ours.free(1), ours.waiting(1, inf), ours.queued(two.other.slot, 1)) == ({1: 3}, {1: 2.5}, 4)
+        assert (ours.waiting(1, 2.6), ours.waiting(1, 2.5)) == ({1: 2.5}, {})
+        theirs.publish_arrived(two.origin.slot, 7)
+        assert (ours.arrived(two.other.slot), theirs.arrived(two.origin.slot)) == (7, 0)
+        link = two.origin.executions.links.to(two.other.slot)
+        link.pause_writing()
+        assert (ours.congested(two.other.slot), ours.free(1), ours.waiting(1, inf)) == (True, {}, {1: 2.5})
+        link.resume_writing()
+        assert not ours.leaving(two.other.slot)
+        two.other.seat.state = SeatState.LEAVING
+        assert ours.leaving(two.other.slot)
+        assert ours.leaving(77)
 
 
 async def test_a_time_out_reaches_the_agent_over_there(tmp_path: Path) -> None:

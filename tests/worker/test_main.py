@@ -47,6 +47,8 @@ from spearpool.worker.control import (
     Disown,
     Drain,
     Drained,
+    Emptied,
+    Empty,
     ExternalAgent,
     ExternalRow,
     FromWorker,
@@ -55,6 +57,8 @@ from spearpool.worker.control import (
     Link,
     Ready,
     Released,
+    Rescue,
+    RescueOver,
     Revocations,
     RowCleared,
     Setup,
@@ -112,7 +116,7 @@ class Caller:
         event = self._next_event()
         assert isinstance(event, Received), event
         assert isinstance(event.payload, kind), event.payload
-        return event.message.request_id, event.payload
+        return event.request_id, event.payload
 
     def until_closed(self) -> str:
         while not isinstance(event := self._next_event(), Closed):
@@ -205,11 +209,17 @@ class Supervisor:
         assert member.hear(Ready).pid == member.process.pid
         return member
 
+    def listener(self, slot: int) -> socket.socket:
+        return self._listeners[slot]
+
     def link(self, one: tuple[int, Member], other: tuple[int, Member]) -> None:
-        ends = socket.socketpair()
-        for (_, member), (slot, neighbour), end in zip((one, other), (other, one), ends, strict=True):
-            member.tell(Link(slot, neighbour.seat.index, neighbour.seat.incarnation), [end.fileno()])
-            end.close()
+        pairs = (socket.socketpair(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        for (_, member), (slot, neighbour), ends in zip(
+            (one, other), (other, one), zip(*pairs, strict=True), strict=True
+        ):
+            member.tell(Link(slot, neighbour.seat.index, neighbour.seat.incarnation), [end.fileno() for end in ends])
+            for end in ends:
+                end.close()
 
     def dial(self, side: Side, slot: int = 0) -> Caller:
         caller = Caller(self._listeners[slot].getsockname()[1], side)
@@ -333,6 +343,32 @@ def test_drains_and_its_heir_serves_who_waited_at_the_door(supervisor: Superviso
     assert member.exit_code() == 0
 
 
+def test_accepts_for_a_neighbour_as_long_as_it_is_asked_to(supervisor: Supervisor) -> None:
+    member, neighbour = supervisor.ready(slot=1), supervisor.ready(slot=0)
+    os.kill(neighbour.process.pid, signal.SIGSTOP)
+    waiting = supervisor.dial(Side.CLIENT, slot=0)
+    member.tell(Rescue(0), [supervisor.listener(0).fileno()])
+    assert waiting.authenticate("waiting", make_token(KEY, Role.CLIENT, "waiting", "submit"))
+    assert member.seat.open_connections() == 1
+    member.tell(RescueOver(0))
+    supervisor.client(slot=1)  # by then it has heard
+    late = supervisor.dial(Side.CLIENT, slot=0)
+    os.kill(neighbour.process.pid, signal.SIGCONT)
+    assert late.authenticate("late", make_token(KEY, Role.CLIENT, "late", "submit"))
+    assert (member.seat.open_connections(), neighbour.seat.open_connections()) == (2, 1)
+
+
+@pytest.mark.parametrize("record", [Rescue(0), Link(0, 0, 9)])
+def test_does_without_what_its_table_of_descriptors_has_no_room_for(
+    supervisor: Supervisor, record: Rescue | Link
+) -> None:
+    """Then the record comes alone."""
+    member = supervisor.ready(slot=1)
+    member.tell(record)
+    member.tell(Drain(0.1))
+    assert member.hear(Drained).abandoned == 0
+
+
 def test_a_drain_has_a_deadline(supervisor: Supervisor) -> None:
     member = supervisor.ready()
     client = supervisor.client()
@@ -438,6 +474,32 @@ def test_two_workers_and_the_death_of_one(supervisor: Supervisor) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- validators
+
+
+def test_a_worker_that_is_emptied_gives_its_connections_to_its_neighbour(supervisor: Supervisor) -> None:
+    members = [supervisor.ready(slot) for slot in (0, 1)]
+    supervisor.link((0, members[0]), (1, members[1]))
+    instance, name, token = supervisor.instance()
+    agent, client = supervisor.agent(name, token), supervisor.client()
+    claim = members[0].hear(Claim)
+    client.send(request(input=b"x"))
+    number, asked = agent.next(ExecuteRequest)
+    members[0].tell(Empty(30.0))
+    eventually(lambda: members[0].seat.state == SeatState.LEAVING)
+    agent.send(ExecuteResponse("echo", ExecutionStatus.COMPLETED, "first", execution_id=asked.execution_id), number)
+    assert client.next(ExecuteResponse)[1].output == "first"
+    assert members[0].hear(Emptied) == Emptied(handed_over=2, closed=0, awaited=1)
+    assert members[1].hear(Claim) == claim
+    members[0].tell(Leave())
+    assert members[0].exit_code() == 0
+    client.send(request(input=b"y"))
+    number, asked = agent.next(ExecuteRequest)
+    agent.send(ExecuteResponse("echo", ExecutionStatus.COMPLETED, "second", execution_id=asked.execution_id), number)
+    assert client.next(ExecuteResponse)[1].output == "second"
+    assert [member.seat.open_connections() for member in members] == [0, 2]
+    assert not [record for record in members[0].told if isinstance(record, Released)]
+    assert instance.row == claim.row
+    members[1].tell(Leave())
 
 
 def test_validators_are_found_by_name() -> None:

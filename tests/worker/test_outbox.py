@@ -12,6 +12,7 @@ pytestmark = pytest.mark.asyncio
 class Writer:
     def __init__(self, log: list[str], name: str) -> None:
         self.posted = False
+        self.congested = False
         self.log = log
         self.name = name
 
@@ -47,3 +48,16 @@ async def test_what_is_posted_while_flushing_goes_with_the_next_turn() -> None:
     assert log == ["first"]
     await asyncio.sleep(0)
     assert log == ["first", "second"]
+
+
+async def test_direct_writes_at_once_unless_the_writer_is_congested_or_posted_already() -> None:
+    log: list[str] = []
+    outbox, free, posted, congested = Outbox(asyncio.get_running_loop()), *(Writer(log, name) for name in "fpc")
+    outbox.post(posted)
+    outbox.direct = True
+    congested.congested = True
+    for writer in (free, posted, congested, free):
+        outbox.post(writer)
+    assert log == ["f", "f"]
+    await asyncio.sleep(0)
+    assert log == ["f", "f", "p", "c"]

@@ -55,9 +55,9 @@ class House:
         self.servers.append(asyncio.create_task(peer.serve(lambda asked: (asked.input_data or b"").decode())))
 
     async def asked(self, peer: Peer) -> tuple[int, ExecuteRequest]:
-        message, payload = await peer.message()
+        number, payload = await peer.message()
         assert isinstance(payload, ExecuteRequest), payload
-        return message.request_id, payload
+        return number, payload
 
 
 @asynccontextmanager
@@ -100,8 +100,8 @@ async def test_many_in_flight_get_their_own_answers(tmp_path: Path) -> None:
             await found.echo()
         sent = {found.caller.send(request(input=str(n).encode())): str(n) for n in range(300)}
         for _ in range(300):
-            message, answer = await found.caller.message()
-            assert completed(answer) == sent.pop(message.request_id)
+            number, answer = await found.caller.message()
+            assert completed(answer) == sent.pop(number)
         assert not sent
         assert found.worker.executed("echo", "completed") == found.worker.executed("echo", "received") == 300
         assert found.worker.executed("echo", "dispatched") == 300
@@ -337,8 +337,8 @@ async def test_a_late_answer_never_reaches_another_request(tmp_path: Path) -> No
         server.complete(*one, "1 again")
         answers = {}
         for _ in range(2):
-            message, answer = await found.caller.message()
-            answers[message.request_id] = completed(answer)
+            number, answer = await found.caller.message()
+            answers[number] = completed(answer)
         assert answers == {first: "1", second: "2"}
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(found.caller.message(), 0.05)

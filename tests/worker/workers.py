@@ -20,6 +20,7 @@ from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from spearpool.protocol.identity import Role
 from spearpool.worker.connection_manager import ConnectionManager
 from spearpool.worker.control import FromWorker
+from spearpool.worker.mover import Mover
 from spearpool.worker.outbox import Outbox
 from spearpool.worker.task_execution import TaskExecutionManager
 
@@ -66,6 +67,7 @@ class Worker:
             slot=slot,
             incarnation=self.incarnation,
         )
+        self.mover = Mover(self.seat, self.connections, self.executions, monitoring)
         self.connections.subscribe(lambda connection_id, event: self.events.append((connection_id, event)))
 
     def counter(self, name: str) -> int:
@@ -80,6 +82,7 @@ class Worker:
         return [record for record in self.told if isinstance(record, kind)]
 
     async def stop(self) -> None:
+        self.mover.stop()
         self.executions.stop()
         await self.connections.close()
 
@@ -101,9 +104,11 @@ class Pool:
         return worker
 
     async def link(self, one: Worker, other: Worker) -> None:
-        """As the supervisor does it: a socketpair, one end to each."""
-        for worker, neighbour, end in zip((one, other), (other, one), socket.socketpair(), strict=True):
-            await worker.executions.links.open(neighbour.slot, neighbour.seat.index, end.detach())
+        """As the supervisor does it: two socketpairs, one end of each to each."""
+        pairs = (socket.socketpair(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        for worker, neighbour, ends in zip((one, other), (other, one), zip(*pairs, strict=True), strict=True):
+            worker.mover.handover.open(neighbour.seat.index, ends[1].detach())
+            await worker.executions.links.open(neighbour.slot, neighbour.seat.index, ends[0].detach())
 
     def instance(self, task: str) -> tuple[InstanceId, str, str]:
         """A row for a launched instance: its id, its name, and its token."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .ask import Handler, ask
 from .bus import Bus
-from .items import Account, Counters, Event, Gap, Heartbeat, InstanceState, Item, WorkerState, plain
+from .items import Account, Counters, Event, Gap, Heartbeat, InstanceEvent, InstanceState, Item, WorkerState, plain
 from .snapshot import Snapshot, ask_snapshot
 from .sockets import PoolGone
 from .subscriber import KINDS, Subscriber
@@ -21,6 +21,7 @@ __all__ = [
     "Gap",
     "Handler",
     "Heartbeat",
+    "InstanceEvent",
     "InstanceState",
     "Item",
     "PoolGone",

@@ -19,6 +19,7 @@ from spearpool.errors import PoolError
 __all__ = [
     "MAX_BODY_BYTES",
     "PROTOCOL",
+    "SUPERVISOR",
     "Encoding",
     "Header",
     "Topic",

@@ -20,8 +20,8 @@ from spearpool.errors import NoSuchPool
 from spearpool.metrics.vocabulary import OTHER
 from spearpool.packing import Packer
 
-from .frames import Header, Topic, slot_of, topic, worker_prefixes
-from .items import Account, Event, Gap, Heartbeat, InstanceState, Item, WorkerState, decode_events
+from .frames import SUPERVISOR, Header, Topic, slot_of, topic, worker_prefixes
+from .items import Account, Event, Gap, Heartbeat, InstanceEvent, InstanceState, Item, WorkerState, decode_events
 from .ledger import Ledger, Missing
 from .snapshot import Fields, Snapshot
 from .sockets import Line, PoolGone
@@ -36,6 +36,8 @@ _TOPICS: dict[str, tuple[Topic, ...]] = {
     "heartbeat": (),  # always subscribed to: without it a lost tail goes unnoticed
     "gap": (),  # always noticed
 }
+_RECORDED_BY_SUPERVISOR = ("event", "instance")  # stages of workers and of instances, whichever worker they are about
+
 KINDS = tuple(_TOPICS)
 """Kinds of items that can be asked for."""
 
@@ -54,6 +56,9 @@ _EVENTS, _NAMES = topic(Topic.EVENTS), topic(Topic.NAMES)
 
 class Subscriber:
     """Iterate `items`; read `account` at any time. `workers` are slots; none means all and the supervisor's own.
+
+    Of what the supervisor records, a stage of a worker belongs to that worker, a stage of an instance to the one that
+    its agent dialled.
 
     `joined` is true once the subscription is in force, `gone` when the pool ended it. `high_water_mark` is how many
     frames may wait here while nobody iterates.
@@ -90,10 +95,13 @@ class Subscriber:
         for kind in sorted(self._kinds):
             for each in _TOPICS[kind]:
                 yield from worker_prefixes(each, () if each is Topic.INSTANCES else self._workers)
+        if not self._kinds.isdisjoint(_RECORDED_BY_SUPERVISOR):
+            yield topic(Topic.EVENTS, SUPERVISOR)
+            yield topic(Topic.NAMES, SUPERVISOR)
 
     @property
     def account(self) -> Account:
-        """Of event records: those given by `items` so far, and those that never will be."""
+        """Of records of rings: those given by `items` so far, and those that never will be."""
         return Account(self._received, self._lost_ring, self._lost_bus)
 
     def stop(self) -> None:
@@ -129,7 +137,7 @@ class Subscriber:
     def _hand_out(self) -> Iterator[Item]:
         while self._waiting:
             item = self._waiting.popleft()
-            self._received += isinstance(item, Event)
+            self._received += isinstance(item, Event | InstanceEvent)
             yield item
 
     # Life of the subscription
@@ -195,7 +203,7 @@ class Subscriber:
         match kind:
             case Topic.EVENTS:
                 names = self._names.get(_NAMES + name.removeprefix(_EVENTS), [])
-                yield from decode_events(body, slot_of(name), names, self._fields.tasks)
+                yield from filter(self._asked_for, decode_events(body, slot_of(name), names, self._fields.tasks))
             case Topic.NAMES:
                 self._learn_names(name, header.sequence, _PACKER.unpack(body))
             case Topic.COUNTERS:
@@ -263,6 +271,10 @@ class Subscriber:
         known = self._names.setdefault(name, [])
         known += [OTHER] * (first - len(known))
         known[first : first + len(added)] = added
+
+    def _asked_for(self, item: Event | InstanceEvent) -> bool:
+        kind = "instance" if isinstance(item, InstanceEvent) else "event"
+        return kind in self._kinds and self._about_us(item.worker)
 
     def _about_us(self, worker: int | None) -> bool:
         return not self._workers or worker in self._workers

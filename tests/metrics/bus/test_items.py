@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from spearpool.metrics.bus.items import Account, Gap, InstanceState, WorkerState, decode_events, plain
-from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.bus.items import Account, Event, Gap, InstanceState, WorkerState, decode_events, plain
+from spearpool.metrics.monitoring import MonitoringService, StageReport
 from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.vocabulary import ExecutionStage, InstanceStage, WorkerStage
 from spearpool.protocol.events import (
@@ -89,11 +89,6 @@ ROWS: list[tuple[str, Record, dict[str, Any]]] = [
     ),
     ("execution_refused", lambda s: s.record_execution(ExecutionStage.REFUSED, 10), {"worker": 1, "task": "other"}),
     (
-        "instance_ready",
-        lambda s: s.record_instance(InstanceStage.READY, INSTANCE, 1, 3_000_000),
-        {"worker": 1, "instance_id": "sum-4-2", "task": "sum", "duration_s": 0.003},
-    ),
-    (
         "worker_exited",
         lambda s: s.record_worker(WorkerStage.EXITED, 0, 5, 78),
         {"worker": 0, "code": 78},
@@ -114,12 +109,54 @@ def test_a_record_becomes_a_line(kind: str, record: Record, expected: dict[str, 
     assert line == {"kind": "event", "seq": 0, "type": kind, **NOTHING, **expected}
 
 
+Told = tuple[InstanceStage, StageReport, dict[str, Any]]
+ENDED = "was killed by signal SIGKILL"
+STAGES: list[Told] = [
+    (InstanceStage.REQUESTED, StageReport(), {}),
+    (InstanceStage.RESTARTED, StageReport(duration_ns=5_000_000, code=2), {"duration_s": 0.005, "restarts": 2}),
+    (
+        InstanceStage.READY,
+        StageReport(duration_ns=3_000_000, connection=CONNECTION),
+        {"worker": 1, "connection_id": "c-1-3-9", "duration_s": 0.003},
+    ),
+    (
+        InstanceStage.EXITED,
+        StageReport(code=0, reason="exited with code 0"),
+        {"code": 0, "reason": "exited with code 0"},
+    ),
+    (
+        InstanceStage.FAILED,
+        StageReport(connection=CONNECTION, code=-9, reason=ENDED),
+        {"worker": 1, "connection_id": "c-1-3-9", "code": -9, "reason": ENDED},
+    ),
+    (InstanceStage.FAILED, StageReport(reason="was not launched"), {"reason": "was not launched"}),
+]
+
+
+@pytest.mark.parametrize(("stage", "told", "expected"), STAGES, ids=[stage.name for stage, _, _ in STAGES])
+def test_a_stage_of_an_instance_becomes_a_line_of_that_kind(
+    stage: InstanceStage, told: StageReport, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    with new_segment(tmp_path) as segment:
+        monitoring(segment, 4).record_instance(stage, INSTANCE, 1, told)
+        rollup = Rollup(segment)
+        _, records, _ = rollup.new_records(4)
+        (event,) = decode_events(records.tobytes(), None, rollup.names(4), rollup.task_names())
+    line = plain(event)
+    assert list(line)[:5] == ["kind", "seq", "time", "worker", "stage"]
+    assert line.pop("time") == pytest.approx(event.time)
+    nothing = dict.fromkeys(("worker", "connection_id", "duration_s", "restarts", "reason", "code"))
+    known = {"kind": "instance", "seq": 0, "stage": stage.name.lower(), "instance_id": "sum-4-2", "task": "sum"}
+    assert line == known | nothing | expected
+
+
 def test_an_unknown_name_is_other(tmp_path: Path) -> None:
     with new_segment(tmp_path) as segment:
         connection_event(Authenticated("alice", "client"))(monitoring(segment, 0))
         rollup = Rollup(segment)
         _, records, _ = rollup.new_records(0)
         (event,) = decode_events(records.tobytes(), 0, ["", "other"], {})
+    assert isinstance(event, Event)
     assert event.instance_id == "other"
 
 

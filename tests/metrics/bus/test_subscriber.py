@@ -17,13 +17,16 @@ from spearpool.metrics.bus import (
     Event,
     Gap,
     Heartbeat,
+    InstanceEvent,
     InstanceState,
     Item,
     Subscriber,
     WorkerState,
 )
-from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.monitoring import MonitoringService, StageReport
+from spearpool.metrics.vocabulary import InstanceStage, WorkerStage
 from spearpool.protocol.events import Authenticated
+from spearpool.protocol.identifiers import ConnectionId, InstanceId
 from tests.conftest import deadline
 from tests.metrics.bus.living import LivingBus, living_bus, monitoring, write_messages
 
@@ -113,6 +116,40 @@ def test_only_the_asked_for_workers_and_kinds(tmp_path: Path) -> None:
         assert {type(item) for item in rest} - {WorkerState} == {Event}
         assert {item.worker for item in rest if isinstance(item, Event)} == {1}
         assert account(subscriber) == (10, 0, 0)
+
+
+ALL_LIFE = {("worker_ready", 0), ("worker_ready", 1), ("requested", None), ("connected", 0), ("connected", 1)}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "workers", "expected"),
+    [
+        (["event", "instance"], [], ALL_LIFE),
+        (["instance"], [], {("requested", None), ("connected", 0), ("connected", 1)}),
+        (["event"], [], {("worker_ready", 0), ("worker_ready", 1)}),
+        (["event", "instance"], [1], {("worker_ready", 1), ("connected", 1)}),
+        (["instance"], [0], {("connected", 0)}),
+        (["counters", "worker"], [], set()),
+    ],
+)
+def test_what_the_supervisor_records_comes_by_kind_and_worker(
+    kinds: list[str], workers: list[int], expected: set[tuple[str, int | None]], tmp_path: Path
+) -> None:
+    with living_bus(tmp_path) as living:
+        writer = monitoring(living.segment, living.segment.layout.supervisor_seat)
+        with Subscriber(living.live, kinds, workers) as subscriber:
+            joined(subscriber)
+            writer.record_instance(InstanceStage.REQUESTED, InstanceId(3, 1), 1, StageReport())
+            for slot in (0, 1):
+                writer.record_worker(WorkerStage.READY, slot, 1)
+                told = StageReport(connection=ConnectionId(slot, 1, 1).pack())
+                writer.record_instance(InstanceStage.CONNECTED, InstanceId(3, 1), 1, told)
+            items = the_rest(subscriber)
+        seen = [(item.stage, item.worker) for item in items if isinstance(item, InstanceEvent)]
+        assert {item.instance_id for item in items if isinstance(item, InstanceEvent)} <= {"sum-3-1"}
+        seen += [(item.type, item.worker) for item in items if isinstance(item, Event)]
+        assert sorted(seen, key=str) == sorted(expected, key=str)
+        assert account(subscriber) == (len(expected), 0, 0), "what was given"
 
 
 def test_a_ring_that_overran_is_accounted_for(tmp_path: Path) -> None:
@@ -207,7 +244,7 @@ def test_no_subscription_is_dropped_however_small_the_mark(tmp_path: Path) -> No
     ):
         joined(subscriber)
         assert living.call(lambda: living.bus._publisher._prefixes) >= set(subscriber._prefixes)
-        assert len(subscriber._prefixes) == 401
+        assert len(subscriber._prefixes) == 403, "four of each worker, the instances, the supervisor's two"
 
 
 def test_a_limit_leaves_the_account_at_the_last_item_taken(tmp_path: Path) -> None:

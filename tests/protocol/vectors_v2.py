@@ -1,0 +1,201 @@
+"""Version 2 to the byte: bodies (without the prefix) as they were first written, so that the format cannot drift.
+
+Not to be made again by our own codec; `test_codec_v2` packs them a second time, by MessagePack's specification.
+"""
+
+from __future__ import annotations
+
+from spearpool.protocol.messages import (
+    U64_MAX,
+    AuthResponse,
+    ConnectionClose,
+    ErrorMessage,
+    ExecuteRequest,
+    ExecuteResponse,
+    ExecutionStatus,
+    Heartbeat,
+    HeartbeatStatus,
+    MessageType,
+    Payload,
+    Signal,
+    SignalName,
+    StreamData,
+    Timestamp,
+)
+
+from .samples import VALUES
+
+__all__ = ["TIME_NS", "VECTORS"]
+
+T = MessageType
+TIME_NS = 1_700_000_000_123_456_789
+
+VECTORS: dict[str, tuple[Payload, int, str]] = {
+    "AuthRequest": (
+        VALUES[T.AUTH_REQUEST],
+        7,
+        (
+            "960007ce6553f100ce075bcd1502c45f85ab696e7374616e63655f6964a7696e73742dc3a9a5746f6b656ea4746f6b09ae63"
+            "6c69656e745f76657273696f6ea5312e302e30ab636c69656e745f74797065a770726f63657373ac65787472615f70617261"
+            "6d7381a36b6579a3e580a4"
+        ),
+    ),
+    "AuthResponse": (
+        VALUES[T.AUTH_RESPONSE],
+        7,
+        (
+            "960107ce6553f100ce075bcd1502c46485a773756363657373c3ad6572726f725f6d657373616765a46e6f6e65aa73657373"
+            "696f6e5f6964a3732d31ae7365727665725f76657273696f6ea5312e302e30b2737570706f727465645f6665617475726573"
+            "92a765786563757465a67369676e616c"
+        ),
+    ),
+    "ExecuteRequest": (
+        VALUES[T.EXECUTE_REQUEST],
+        7,
+        (
+            "960207ce6553f100ce075bcd1502c4be8da77461736b5f6964a67461736b2d31a7636f6d6d616e64a46563686fa461726773"
+            "92a568656c6c6fa5776f726c64a3656e7681a34b4559a576616c7565ab776f726b696e675f646972a42f737276a774696d65"
+            "6f75743ca46d6f6465a653747265616daa696e7075745f64617461c40500017f80ffac657865637574696f6e5f6964a8302d"
+            "61622d312d37af6964656d706f74656e63795f6b6579a46f6e6365ab646561646c696e655f6d73cd05dca4686f707301a663"
+            "726564697408"
+        ),
+    ),
+    "ExecuteResponse": (
+        VALUES[T.EXECUTE_RESPONSE],
+        7,
+        (
+            "960307ce6553f100ce075bcd1502c4fd8aa77461736b5f6964a67461736b2d31a6737461747573a9436f6d706c65746564a6"
+            "6f7574707574a568656c6c6fa56572726f72a26e6fa9657869745f636f6465f7ab6475726174696f6e5f6d730cae7265736f"
+            "757263655f757361676586ab6370755f70657263656e74cb4029000000000000ac6d656d6f72795f627974657301af646973"
+            "6b5f726561645f627974657302b06469736b5f77726974655f627974657303b06e6574776f726b5f72785f627974657304b0"
+            "6e6574776f726b5f74785f627974657305ac657865637574696f6e5f6964a8302d61622d312d37ab6f75747075745f646174"
+            "61c402ff00aa6572726f725f636f6465cd01f6"
+        ),
+    ),
+    "Signal": (
+        VALUES[T.SIGNAL],
+        7,
+        (
+            "960407ce6553f100ce075bcd1502c44a84ab7369676e616c5f7479706581a6437573746f6da672656c6f6164a77461736b5f"
+            "6964a67461736b2d31a464617461c4026162ac657865637574696f6e5f6964a8302d61622d312d37"
+        ),
+    ),
+    "Heartbeat": (
+        VALUES[T.HEARTBEAT],
+        7,
+        (
+            "960507ce6553f100ce075bcd1502c44b83a974696d657374616d7082b0736563735f73696e63655f65706f6368ce6553f101"
+            "b16e616e6f735f73696e63655f65706f636805a873657175656e63652aa6737461747573a442757379"
+        ),
+    ),
+    "Error": (
+        VALUES[T.ERROR],
+        7,
+        (
+            "960607ce6553f100ce075bcd1502c43c84aa6572726f725f636f6465cd01ada76d657373616765a466756c6ca76465746169"
+            "6c73a3323530b272656c617465645f726571756573745f696409"
+        ),
+    ),
+    "StreamData": (
+        VALUES[T.STREAM_DATA],
+        7,
+        (
+            "960707ce6553f100ce075bcd1502c43285a973747265616d5f6964a3732d31a464617461c4010aa769735f6c617374c2a873"
+            "657175656e636503a663726564697402"
+        ),
+    ),
+    "ConnectionClose": (
+        VALUES[T.CONNECTION_CLOSE],
+        7,
+        ("960807ce6553f100ce075bcd1502c40e81a6726561736f6ea5647261696e"),
+    ),
+    "ConnectionClose without a reason": (
+        ConnectionClose(),
+        1,
+        ("960801ce6553f100ce075bcd1502c40981a6726561736f6ea0"),
+    ),
+    "ExecuteRequest of a client": (
+        ExecuteRequest("echo", "", [], {}, input_data=b"\x00in\xff", deadline_ms=1500),
+        300,
+        (
+            "9602cd012cce6553f100ce075bcd1502c46289a77461736b5f6964a46563686fa7636f6d6d616e64a0a46172677390a3656e"
+            "7680ab776f726b696e675f646972c0a774696d656f7574c0a46d6f6465a453796e63aa696e7075745f64617461c40400696e"
+            "ffab646561646c696e655f6d73cd05dc"
+        ),
+    ),
+    "ExecuteRequest without anything": (
+        ExecuteRequest("", "", [], {}),
+        0,
+        (
+            "960200ce6553f100ce075bcd1502c44a88a77461736b5f6964a0a7636f6d6d616e64a0a46172677390a3656e7680ab776f72"
+            "6b696e675f646972c0a774696d656f7574c0a46d6f6465a453796e63aa696e7075745f64617461c0"
+        ),
+    ),
+    "ExecuteResponse of an agent": (
+        ExecuteResponse("echo", ExecutionStatus.COMPLETED, "é", duration_ms=0, execution_id="0-a-1-7"),
+        4294967296,
+        (
+            "9603cf0000000100000000ce6553f100ce075bcd1502c46d88a77461736b5f6964a46563686fa6737461747573a9436f6d70"
+            "6c65746564a66f7574707574a2c3a9a56572726f72c0a9657869745f636f6465c0ab6475726174696f6e5f6d7300ae726573"
+            "6f757263655f7573616765c0ac657865637574696f6e5f6964a7302d612d312d37"
+        ),
+    ),
+    "ExecuteResponse with the largest numbers": (
+        ExecuteResponse("", ExecutionStatus.FAILED, exit_code=-(2**31), duration_ms=U64_MAX, error_code=2**32 - 1),
+        9223372036854775808,
+        (
+            "9603cf8000000000000000ce6553f100ce075bcd1502c46b88a77461736b5f6964a0a6737461747573a64661696c6564a66f"
+            "7574707574c0a56572726f72c0a9657869745f636f6465d280000000ab6475726174696f6e5f6d73cfffffffffffffffffae"
+            "7265736f757263655f7573616765c0aa6572726f725f636f6465ceffffffff"
+        ),
+    ),
+    "AuthResponse that refuses": (
+        AuthResponse(False, "authentication failed", None, "0.1.0", []),
+        1,
+        (
+            "960101ce6553f100ce075bcd1502c46385a773756363657373c2ad6572726f725f6d657373616765b561757468656e746963"
+            "6174696f6e206661696c6564aa73657373696f6e5f6964c0ae7365727665725f76657273696f6ea5302e312e30b273757070"
+            "6f727465645f666561747572657390"
+        ),
+    ),
+    "Signal to terminate": (
+        Signal(SignalName.TERMINATE),
+        5,
+        (
+            "960405ce6553f100ce075bcd1502c42683ab7369676e616c5f74797065a95465726d696e617465a77461736b5f6964c0a464"
+            "617461c0"
+        ),
+    ),
+    "Error without details": (
+        ErrorMessage(400, "no"),
+        18446744073709551615,
+        (
+            "9606cfffffffffffffffffce6553f100ce075bcd1502c43784aa6572726f725f636f6465cd0190a76d657373616765a26e6f"
+            "a764657461696c73c0b272656c617465645f726571756573745f6964c0"
+        ),
+    ),
+    "Heartbeat at the end of time": (
+        Heartbeat(Timestamp(U64_MAX, 999_999_999), U64_MAX, HeartbeatStatus.ACTIVE),
+        9223372036854775808,
+        (
+            "9605cf8000000000000000ce6553f100ce075bcd1502c45d83a974696d657374616d7082b0736563735f73696e63655f6570"
+            "6f6368cfffffffffffffffffb16e616e6f735f73696e63655f65706f6368ce3b9ac9ffa873657175656e6365cfffffffffff"
+            "ffffffa6737461747573a6416374697665"
+        ),
+    ),
+    "StreamData with a head of its own": (
+        StreamData("s", bytes(300), True, 0),
+        65536,
+        (
+            "9607ce00010000ce6553f100ce075bcd1502c5015484a973747265616d5f6964a173a464617461c5012c0000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+            "000000000000000000000000000000000000000000000000000000000000000000000000000000000000a769735f6c617374"
+            "c3a873657175656e636500"
+        ),
+    ),
+}
+"""Payload, request id, and the body in hexadecimal."""

@@ -1,0 +1,70 @@
+"""What a reload may change. What it does to a real pool is in `integration/test_reload`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spearpool.config import PoolConfig, load
+from spearpool.errors import ConfigError
+from spearpool.supervisor.reload import check_reload, worker_policy
+
+TASKS = {"a": {"target": "exec:cat"}}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"pool": {"stop_timeout_s": 5.0, "max_worker_age_s": 60.0}},
+        {"connections": {"auth_timeout": 3.0, "max_connections": 7}},
+        {"security": {"validator": "shop.tokens:check"}},
+    ],
+)
+def test_what_workers_are_given_can_change(sections: dict[str, Any]) -> None:
+    check_reload(load(overrides={"tasks": TASKS}), load(overrides={"tasks": TASKS, **sections}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"pool": {"name": "other"}}, "pool.name"),
+        ({"pool": {"host": "127.0.0.2"}}, "pool.host"),
+        ({"pool": {"port": 9876}}, "pool.port"),
+        ({"pool": {"max_workers": 20}}, "pool.max_workers"),
+        ({"connections": {"enable_monitoring": False}}, "connections.enable_monitoring"),
+        ({"connections": {"max_message_size": 2**20}}, "connections.max_message_size"),
+        ({"monitoring": {"enable_message_tracking": False}}, "monitoring.enable_message_tracking"),
+        ({"limits": {"nice": 5}}, "limits.nice"),
+        ({"security": {"token_ttl_s": 60.0}}, "security.token_ttl_s"),
+        ({"tasks": {"a": {"target": "exec:wc"}}}, "tasks.a.target"),
+        ({"tasks": {"b": {"target": "exec:wc"}}}, "tasks.b"),
+    ],
+)
+def test_what_the_pool_is_built_from_stays(sections: dict[str, Any], key: str) -> None:
+    running, wanted = load(overrides={"tasks": TASKS}), load(overrides={"tasks": TASKS} | sections)
+    if key == "tasks.b":
+        wanted = load(overrides={"tasks": TASKS | sections["tasks"]})
+    with pytest.raises(ConfigError, match="start it again") as caught:
+        check_reload(running, wanted)
+    assert caught.value.key == key
+
+
+def test_how_many_workers_there_are_is_another_commands_business() -> None:
+    with pytest.raises(ConfigError, match="spearpool scale workers=N"):
+        check_reload(load(), load(overrides={"pool": {"workers": 3}}))
+
+
+def test_the_policy_says_what_the_settings_say() -> None:
+    policy = worker_policy(
+        PoolConfig(
+            start_timeout_s=1.0,
+            stop_timeout_s=2.0,
+            max_worker_age_s=3.0,
+            max_worker_connections=4,
+            max_worker_memory_bytes=5,
+        )
+    )
+    times = (policy.ready_timeout_s, policy.empty_s, policy.max_age_s)
+    assert (*times, policy.max_connections, policy.max_memory_bytes) == (1.0, 2.0, 3.0, 4, 5)
