@@ -325,6 +325,7 @@ class Supervisor:
         check_tasks(settings)
         change = self._workers.reload(settings)
         self._log.info("reloading", workers=change.workers)
+        self._tell_manager()  # it may be over before the next tick
         return change
 
     def _scale_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
