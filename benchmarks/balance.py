@@ -4,9 +4,9 @@
     python benchmarks/balance.py [--connections 16 64 400] [--rounds 3] [--json]
 
 Hashing: the connections come to eight listening sockets on one port, and stay where the kernel puts them. spearpool:
-they authenticate, and stay; most and mean of the workers are read at once and when the workers have settled. `moves` is how
-many connections were handed over, `needed` how few would have done it, `settled` the time from the last connection's
-authentication to a spread of at most 1.2, which no move follows for three seconds. Figures are medians of the rounds.
+they authenticate, and stay; most and mean of the workers are taken at once and when they have settled. `moves` is how
+many connections were handed over, `needed` how few would have done it, `settled` the time from the last authentication
+to a spread of at most 1.2, which no move follows for three seconds. Figures are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def settle(pool: PoolProcess, count: int) -> Figures:
     with connected(pool, count):
         begin = time.monotonic()
         came = [after - before for after, before in zip(opened(), opened_before, strict=True)]
-        even_at, moved_at, moves = begin, begin, moved_before
+        even_at, moved_at, moves, counts = begin, begin, moved_before, came
         while (now := time.monotonic()) < max(even_at, moved_at) + CALM_S:
             if now > begin + PATIENCE_S:
                 raise SystemExit(f"balance: connections still moved after {PATIENCE_S:g} s")

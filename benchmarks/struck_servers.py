@@ -88,12 +88,12 @@ target = "python:echo_task:echo"
 min_instances = 2
 """
 
-Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
+Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `exchange` makes one request on a new connection, and says whether the answer was right.
+    """A running server. `exchange` makes one request on a new connection: `"right"`, `"wrong"`, or told as `"failed"`.
 
     `reload` begins a reload, and may return before it is over; it is None where there is none.
     """
@@ -105,11 +105,13 @@ class Server:
     reload: Callable[[], Awaitable[None]] | None
 
 
-async def over_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+async def over_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
     writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     body = await reader.readexactly(5)
-    return head.startswith(b"HTTP/1.1 200 ") and body == b"hello"
+    if not head.startswith(b"HTTP/1.1 200 "):
+        return "failed"
+    return "right" if body == b"hello" else "wrong"
 
 
 def over_spear(token: str) -> Exchange:
@@ -126,12 +128,14 @@ def over_spear(token: str) -> Exchange:
         payload: dict[str, Any] = json.loads(bytes(json.loads(await reader.readexactly(size))["payload"]))
         return payload
 
-    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         writer.write(greeting)
         admitted = await answer(reader)
         writer.write(execution)
         done = await answer(reader)
-        return bool(admitted.get("success")) and done.get("output") == "hello"
+        if not admitted.get("success") or done.get("status") != "Completed":
+            return "failed"
+        return "right" if done["output"] == "hello" else "wrong"
 
     return exchange
 

@@ -248,7 +248,7 @@ class Layout:
             ("ring_state", "<i8", (CACHE_LINE // 8,), ("intent",)),
             ("tasks", "<i8", (self.columns, TASK_WORDS), TASK_COUNTERS),
             ("board", "<i8", (self.columns, len(BOARD)), BOARD),
-            ("arrived", "<i8", (self.slots,), ()),
+            ("arrived", "<i8", (2 * self.slots,), ()),
             ("load", "<i8", (1,), ("settled",)),
             ("sent", "<i8", (2 * self.slots,), ()),
             ("received", "<i8", (2 * self.slots,), ()),

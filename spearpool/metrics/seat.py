@@ -166,9 +166,9 @@ class Seat:
         self._board[first + 1] = queued
         self._board[first + 2] = since_ns
 
-    def publish_arrived(self, slot: int, count: int) -> None:
-        """Tell the worker in `slot` how many of the executions that it forwarded have been taken in here."""
-        self._arrived[slot] = count
+    def publish_arrived(self, seat: int, count: int) -> None:
+        """Tell the worker in `seat` how many of the executions that it forwarded have been taken in here."""
+        self._arrived[seat] = count
 
     def set_agent(self, row: int, generation: int, connections: int, in_flight: int) -> None:
         """What this worker has of an instance: agent connections, and executions in flight on them."""
@@ -254,9 +254,9 @@ class Board:
         """When the head of the queue for a task came, by seat; 0 where there is no queue."""
         return self._words[self._first + column * len(BOARD) + 2 :: self._stride].tolist()
 
-    def arrived(self, seat: int, slot: int) -> int:
-        """How many of the executions that the worker in `slot` forwarded to this seat have been taken in there."""
-        return self._words[self._first_arrived + seat * self._stride + slot]
+    def arrived(self, seat: int, sender: int) -> int:
+        """How many of the executions that seat `sender` forwarded to this seat have been taken in there."""
+        return self._words[self._first_arrived + seat * self._stride + sender]
 
 
 def _observe(words: memoryview, histogram: int, value: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["ConnectionId", "InstanceId", "execution_id", "execution_slot"]
+__all__ = ["ConnectionId", "InstanceId", "execution_id", "execution_incarnation"]
 
 _COUNTER = 0xFFFF_FFFF
 _INCARNATION = 0xFF_FFFF
@@ -56,7 +56,11 @@ def execution_id(epoch: int, slot: int, incarnation: int, counter: int) -> str:
     return f"{slot}-{epoch:x}-{incarnation}-{counter}"
 
 
-def execution_slot(text: str) -> int | None:
-    """The slot that an execution id names, or None when it is not one of ours."""
-    head, _, rest = text.partition("-")
-    return int(head) if rest and head.isdecimal() and len(head) <= 3 else None
+def execution_incarnation(text: str) -> int | None:
+    """The incarnation of the worker that accepted an execution; None when the id is not one of ours."""
+    parts = text.split("-")
+    if len(parts) != 4 or not text.isascii():
+        return None
+    slot, _, incarnation, _ = parts
+    ours = slot.isdecimal() and len(slot) <= 3 and incarnation.isdecimal() and len(incarnation) <= 10
+    return int(incarnation) if ours else None

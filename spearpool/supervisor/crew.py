@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from spearpool.channel import ChannelClosed
 from spearpool.errors import PoolStartError
@@ -37,7 +37,6 @@ class Member:
     channel: SupervisorEnd
     process: ProcessIdentity | None = None
     ready: bool = False
-    linked: set[int] = field(default_factory=set)
 
 
 def worker_launch(incarnation: int) -> int:
@@ -90,7 +89,6 @@ class Crew:
         member = self._members.pop(incarnation, None)
         if member is not None:
             self._hang_up(member)
-            self._link()  # its heir takes its place among the others
         return member
 
     def get(self, incarnation: int) -> Member | None:
@@ -125,26 +123,11 @@ class Crew:
             self.send(member, record)
 
     def connect(self, newcomer: Member) -> None:
-        """Mark a worker ready, and link it."""
+        """Mark a worker ready, and link it with all that are."""
+        for other in self:
+            if other.ready:
+                self._join(newcomer, other)
         newcomer.ready = True
-        self._link()
-
-    def _link(self) -> None:
-        """Make the links that are missing: between the elders of all slots, and of an elder with its heir.
-
-        A worker has one link to each slot, and a new one ends the old: an heir that were linked with everybody at once
-        would cut off its predecessor, which may still run executions of theirs. So it takes over the links, too.
-        """
-        ready = [member for member in self if member.ready]
-        elders: dict[int, Member] = {}
-        for member in ready:
-            elders.setdefault(member.slot, member)
-        for place, one in enumerate(ready):
-            for other in ready[:place]:
-                both_elders = elders[one.slot] is one and elders[other.slot] is other
-                if other.incarnation not in one.linked and (both_elders or one.slot == other.slot):
-                    one.linked.add(other.incarnation)
-                    self._join(one, other)
 
     def _join(self, one: Member, other: Member) -> None:
         """With a stream for messages, and a channel for hand-over."""

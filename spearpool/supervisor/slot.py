@@ -55,7 +55,8 @@ class WorkerPolicy:
     """
 
     ready_timeout_s: float = 30.0
-    settled_s: float = 10.0
+    settled_s: float = 1.0
+    memory_settled_s: float = 10.0
     drain_grace_s: float = 1.0
     empty_s: float = 30.0
     leave_s: float = 5.0
@@ -121,7 +122,7 @@ class Worker:
             return f"has served for {now - self.ready_at:.0f} s (max_worker_age_s)"
         if policy.max_connections and self.connections >= policy.max_connections * self.slack:
             return f"has had {self.connections} connections (max_worker_connections)"
-        settled = now - self.ready_at >= policy.settled_s
+        settled = now - self.ready_at >= policy.memory_settled_s
         if settled and policy.max_memory_bytes and self.memory_bytes >= policy.max_memory_bytes * self.slack:
             return f"holds {self.memory_bytes} bytes (max_worker_memory_bytes)"
         return ""

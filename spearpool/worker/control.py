@@ -74,10 +74,7 @@ class Setup(Record, frozen=True):
 
 
 class Link(Record, frozen=True):
-    """A link to a neighbour; descriptors: our ends of the stream and of the channel for hand-over.
-
-    An older link to that slot is over.
-    """
+    """A link to a neighbour; descriptors: our ends of the stream and of the channel for hand-over."""
 
     slot: int
     seat: int

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from spearpool.errors import ErrorCode
-from spearpool.protocol.identifiers import execution_slot
+from spearpool.protocol.identifiers import execution_incarnation
 
 from .books import Books, DispatchSnapshot
 from .executions import (
@@ -57,20 +57,22 @@ RETRY_AFTER_MS = (50, 10_000)
 
 
 class Dispatcher:
-    """The dispatcher of the worker in `slot` for `tasks`, in the board's order of columns."""
+    """The dispatcher of the worker `incarnation` for `tasks`, in the board's order of columns."""
 
-    def __init__(self, slot: int, tasks: Sequence[str], board: Board, max_queued: int, max_queued_bytes: int) -> None:
+    def __init__(
+        self, incarnation: int, tasks: Sequence[str], board: Board, max_queued: int, max_queued_bytes: int
+    ) -> None:
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._lanes = {name: Lane(name, index) for index, name in enumerate(tasks)}
-        self._neighbours = Neighbours(slot, board)
+        self._neighbours = Neighbours(incarnation, board)
         self._books = Books(self._lanes, self._neighbours)
         self._placement = Placement(self._lanes, self._books, self._neighbours, board)
 
     # ------------------------------------------------------------------------------------------------------ executions
 
     def submit(self, execution: Execution, now: float) -> list[Action]:
-        """A client's execution, or a neighbour's (`source` is its slot then)."""
+        """A client's execution, or a neighbour's (`source` is that one's incarnation then)."""
         actions: list[Action] = []
         lane = self._lanes.get(execution.task)
         if lane is None:
@@ -128,9 +130,9 @@ class Dispatcher:
                 self._books.start(lane, execution, agent)
                 continue
             lane.hold(agent, execution_id, None)
-            slot = self._neighbour_of(execution_id)
-            if slot is not None:
-                actions.append(Located(slot, execution_id))
+            incarnation = self._neighbour_of(execution_id)
+            if incarnation is not None:
+                actions.append(Located(incarnation, execution_id))
         self._placement.use_free(lane, actions)
         return actions
 
@@ -142,8 +144,8 @@ class Dispatcher:
         for execution_id, execution in agent.running.items():
             if execution is not None:
                 self._books.lose(execution, now)
-            elif (slot := self._neighbour_of(execution_id)) is not None:
-                actions.append(Mislaid(slot, execution_id))
+            elif (incarnation := self._neighbour_of(execution_id)) is not None:
+                actions.append(Mislaid(incarnation, execution_id))
         agent.running.clear()
         self._placement.publish(lane)
         return actions
@@ -178,10 +180,10 @@ class Dispatcher:
             self._books.end(execution)
             actions.append(Answer(execution, response))
         else:
-            slot = self._neighbour_of(execution_id)
-            if slot is not None:
-                told = slot
-                actions.append(Relay(slot, execution_id, response))
+            incarnation = self._neighbour_of(execution_id)
+            if incarnation is not None:
+                told = incarnation
+                actions.append(Relay(incarnation, execution_id, response))
         self._placement.use_free(lane, actions, told)
         return actions
 
@@ -192,8 +194,8 @@ class Dispatcher:
             self._books.detach(execution)
             self._books.end(execution)
             return [Answer(execution, response)]
-        slot = self._neighbour_of(execution_id)
-        return [] if slot is None else [Relay(slot, execution_id, response)]
+        incarnation = self._neighbour_of(execution_id)
+        return [] if incarnation is None else [Relay(incarnation, execution_id, response)]
 
     def declined(self, agent: Agent, execution_id: str, response: object, now: float) -> list[Action]:
         """The agent did not start it (it is full, or about to leave): it gets nothing more, somebody else gets it.
@@ -206,35 +208,37 @@ class Dispatcher:
         self._placement.publish(lane)
         if execution is not None:
             return self._again(lane, execution, now)
-        slot = self._neighbour_of(execution_id)
-        return [] if slot is None else [Relay(slot, execution_id, response)]
+        incarnation = self._neighbour_of(execution_id)
+        return [] if incarnation is None else [Relay(incarnation, execution_id, response)]
 
     # ------------------------------------------------------------------------------------------------------ neighbours
 
-    def link_up(self, slot: int, now: float) -> list[Action]:
-        """There is a link to the worker in `slot`; an earlier one has been reported down."""
-        self._neighbours.add(slot)
+    def link_up(self, incarnation: int, now: float) -> list[Action]:
+        """There is a link to the worker `incarnation`; an earlier one has been reported down."""
+        self._neighbours.add(incarnation)
         if self._books.queued:
             self._placement.reread_at = min(self._placement.reread_at, now + REREAD_S)
         actions: list[Action] = []
         for lane in self._lanes.values():
             held = [name for agent in lane.agents for name, execution in agent.running.items() if execution is None]
-            actions += [Located(slot, name) for name in held if self._neighbour_of(name) == slot]
+            actions += [Located(incarnation, name) for name in held if self._neighbour_of(name) == incarnation]
             self._placement.pump(lane, actions)
             self._placement.use_free(lane, actions)
         return actions
 
-    def link_down(self, slot: int, now: float) -> list[Action]:
+    def link_down(self, incarnation: int, now: float) -> list[Action]:
         """The neighbour is gone. What it had may have been started: wait for the agents to come back."""
-        for execution in self._neighbours.remove(slot):
+        for execution in self._neighbours.remove(incarnation):
             self._books.lose(execution, now)
-        guests = [guest for lane in self._lanes.values() for guest in lane.guests.values() if guest.source == slot]
+        guests = [
+            guest for lane in self._lanes.values() for guest in lane.guests.values() if guest.source == incarnation
+        ]
         return [action for guest in guests for action in self._placement.give_up(guest, Ending.CANCELLED)]
 
     def neighbour_answered(
-        self, slot: int, execution_id: str, response: object, *, unknown: bool = False
+        self, incarnation: int, execution_id: str, response: object, *, unknown: bool = False
     ) -> list[Action]:
-        """A final answer out of `slot` to an execution of ours.
+        """A final answer of the worker `incarnation` to an execution of ours.
 
         An agent's own word is good wherever it comes from. That the outcome is `unknown` is for the neighbour to say
         only while the execution is there: meanwhile the agent may have come back somewhere else.
@@ -242,22 +246,22 @@ class Dispatcher:
         execution = self._books.executions.get(execution_id)
         if execution is None or execution.place not in {Place.FORWARDED, Place.LOST}:
             return []
-        if unknown and (execution.place is Place.LOST or execution.neighbour != slot):
+        if unknown and (execution.place is Place.LOST or execution.neighbour != incarnation):
             return []
         self._books.detach(execution)
         self._books.end(execution)
         actions: list[Action] = [Answer(execution, response)]
         lane = self._lanes[execution.task]
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         if neighbour is not None:
             neighbour.refusing.discard(lane.index)
             if lane.queue and self._placement.is_neediest(lane):
                 self._placement.pump(lane, actions)
         return actions
 
-    def bounced(self, slot: int, execution_id: str, now: float) -> list[Action]:
+    def bounced(self, incarnation: int, execution_id: str, now: float) -> list[Action]:
         """The neighbour had no place after all: nothing was started."""
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         execution = None if neighbour is None else neighbour.give_back(execution_id)
         if neighbour is None or execution is None:
             return []
@@ -265,10 +269,10 @@ class Dispatcher:
         neighbour.refusing.add(lane.index)  # it is not asked again at once
         return self._again(lane, execution, now)
 
-    def nudged(self, slot: int, task: str) -> list[Action]:
+    def nudged(self, incarnation: int, task: str) -> list[Action]:
         """The neighbour takes one execution of a task, wherever it has to wait there."""
         lane = self._lanes.get(task)
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         if lane is None or neighbour is None:
             return []
         actions: list[Action] = []
@@ -277,27 +281,27 @@ class Dispatcher:
         self._placement.pump(lane, actions)
         return actions
 
-    def unused(self, slot: int, task: str) -> list[Action]:
+    def unused(self, incarnation: int, task: str) -> list[Action]:
         """The neighbour had nothing that it could send when it was nudged."""
         lane = self._lanes.get(task)
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         actions: list[Action] = []
         if lane is not None and neighbour is not None and neighbour.comes(lane.index) and lane.free:
-            self._placement.offer(lane, actions, told=slot)
+            self._placement.offer(lane, actions, told=incarnation)
         return actions
 
-    def located(self, slot: int, execution_id: str) -> list[Action]:
+    def located(self, incarnation: int, execution_id: str) -> list[Action]:
         """An agent that came to the neighbour still works on an execution of ours: the neighbour has it now."""
         execution = self._books.executions.get(execution_id)
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         if execution is not None and neighbour is not None and execution.place in {Place.LOST, Place.FORWARDED}:
             self._books.detach(execution)
             neighbour.hand(execution)
         return []
 
-    def mislaid(self, slot: int, execution_id: str, now: float) -> list[Action]:
+    def mislaid(self, incarnation: int, execution_id: str, now: float) -> list[Action]:
         """That agent is gone from the neighbour again."""
-        neighbour = self._neighbours.get(slot)
+        neighbour = self._neighbours.get(incarnation)
         execution = None if neighbour is None else neighbour.give_back(execution_id)
         if execution is not None:
             self._books.lose(execution, now)
@@ -370,9 +374,9 @@ class Dispatcher:
         return None
 
     def _neighbour_of(self, execution_id: str) -> int | None:
-        """The slot that accepted an execution, if we have a link to it."""
-        slot = execution_slot(execution_id)
-        return slot if slot is not None and slot in self._neighbours else None
+        """The worker that accepted an execution, if we have a link to it."""
+        incarnation = execution_incarnation(execution_id)
+        return incarnation if incarnation is not None and incarnation in self._neighbours else None
 
     # ------------------------------------------------------------------------------------------ from place to place
 

@@ -94,7 +94,7 @@ class Agent:
 
 @dataclass(slots=True, eq=False)
 class Execution:
-    """One run of a task. Times are monotonic seconds; `source` is the neighbour's slot when it was forwarded to us.
+    """One run of a task. Times are monotonic seconds; `source` is the neighbour (its incarnation) that forwarded it.
 
     `who` is the agent that had it last, None when that is not known here.
     """
@@ -123,10 +123,10 @@ class Dispatch(Record, frozen=True):
 
 
 class Forward(Record, frozen=True):
-    """Send the execution to the neighbour in `slot`, marked as forwarded."""
+    """Send the execution to the neighbour `incarnation`, marked as forwarded."""
 
     execution: Execution
-    slot: int
+    incarnation: int
 
 
 class Answer(Record, frozen=True):
@@ -162,42 +162,42 @@ class Terminate(Record, frozen=True):
 class TerminateRemote(Record, frozen=True):
     """The same, to a neighbour."""
 
-    slot: int
+    incarnation: int
     execution_id: str
 
 
 class Nudge(Record, frozen=True):
     """Tell the neighbour that we take one of those that it has queued for the task. It sends one, or says `Unused`."""
 
-    slot: int
+    incarnation: int
     task: str
 
 
 class Unused(Record, frozen=True):
     """Tell the neighbour that nobody waits here for the capacity that its nudge told us of."""
 
-    slot: int
+    incarnation: int
     task: str
 
 
 class Located(Record, frozen=True):
     """Tell the neighbour that an agent which came to us works on this execution, which the neighbour accepted."""
 
-    slot: int
+    incarnation: int
     execution_id: str
 
 
 class Mislaid(Record, frozen=True):
     """Tell it that the agent is gone from here again."""
 
-    slot: int
+    incarnation: int
     execution_id: str
 
 
 class Relay(Record, frozen=True):
-    """Pass the final answer of an execution that was accepted in `slot` and found its way here with its agent."""
+    """Pass the final answer of an execution to who accepted it: it found its way here with its agent."""
 
-    slot: int
+    incarnation: int
     execution_id: str
     response: Any
 

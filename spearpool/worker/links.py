@@ -1,8 +1,8 @@
 """Links: the streams between this worker and its neighbours, and the board that they share.
 
 A link carries `SpearMessage` frames of version 2 over a socketpair that the supervisor made and handed to both ends, so
-nobody has to authenticate, nor to agree on an encoding. Its end of file says that the neighbour is dead (or has a new
-link). Every message names its execution by the `execution_id`; request ids are only numbers.
+nobody has to authenticate, nor to agree on an encoding. Its end of file says that the neighbour is dead.
+Every message names its execution by the `execution_id`; request ids are only numbers.
 
 | message | means |
 |---|---|
@@ -21,7 +21,7 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Protocol, cast
 
@@ -79,14 +79,23 @@ class LinkHandler(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """Our end of the stream to the worker in `slot`. `congested` while it does not read what we wrote."""
+    """Our end of the stream to a worker. `congested` while it does not read what we wrote."""
 
-    def __init__(self, slot: int, seat: int, handler: LinkHandler, outbox: Outbox, max_message_bytes: int) -> None:
-        self.slot = slot
+    def __init__(
+        self,
+        incarnation: int,
+        seat: int,
+        handler: LinkHandler,
+        outbox: Outbox,
+        max_message_bytes: int,
+        on_over: Callable[[Link], None],
+    ) -> None:
+        self.incarnation = incarnation
         self.seat = seat
         self.congested = False
         self.posted = False
         self._handler = handler
+        self._on_over = on_over
         self._outbox = outbox
         self._max_bytes = max_message_bytes + _ROOM_BYTES
         self._reader = FrameReader(self._max_bytes)
@@ -133,6 +142,7 @@ class Link(asyncio.Protocol):
         """End the link, and report it down. What was said before still goes out."""
         self.flush()
         self._over = True
+        self._on_over(self)
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
@@ -159,7 +169,7 @@ class Link(asyncio.Protocol):
             while (body := self._reader.next_frame()) is not None:
                 self._take(*MSGPACK_V2.open(body))
         except RemoteProtocolError as error:
-            get_logger(__name__).error("link broken", slot=self.slot, error=str(error))
+            get_logger(__name__).error("link broken", incarnation=self.incarnation, error=str(error))
             self.close()
 
     def _take(self, kind: MessageType, request_id: int, packed: bytes) -> None:
@@ -194,42 +204,45 @@ class Link(asyncio.Protocol):
 
 
 class Links:
-    """The newest link to each neighbour."""
+    """The links of this worker, one to each neighbour: by incarnation, because a slot can have two workers."""
 
     def __init__(self, handler: LinkHandler, outbox: Outbox, max_message_bytes: int) -> None:
         self._handler = handler
         self._outbox = outbox
         self._max_message_bytes = max_message_bytes
-        self._by_slot: dict[int, Link] = {}
+        self._links: dict[int, Link] = {}
 
     def __iter__(self) -> Iterator[Link]:
-        return iter(self._by_slot.values())
+        return iter(self._links.values())
 
-    def get(self, slot: int) -> Link | None:
-        return self._by_slot.get(slot)
+    def get(self, incarnation: int) -> Link | None:
+        return self._links.get(incarnation)
 
-    def to(self, slot: int) -> Link:
-        """The link to a neighbour that was reported up."""
-        return self._by_slot[slot]
+    def to(self, incarnation: int) -> Link:
+        """The link to a neighbour that was reported up, and not yet down."""
+        return self._links[incarnation]
 
-    async def open(self, slot: int, seat: int, fd: int) -> None:
-        """Take over our end of a new link; an older one to that slot is over, and is reported down first."""
-        older = self._by_slot.get(slot)
-        if older is not None:
+    async def open(self, incarnation: int, seat: int, fd: int) -> None:
+        """Take over our end of a new link. Who sat there before is dead: a link to it is reported down first."""
+        for older in [link for link in self if link.seat == seat]:
             older.close()
-        link = Link(slot, seat, self._handler, self._outbox, self._max_message_bytes)
-        self._by_slot[slot] = link
+        link = Link(incarnation, seat, self._handler, self._outbox, self._max_message_bytes, self._forget)
+        self._links[incarnation] = link
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=sock)
 
     def close(self) -> None:
-        for link in self._by_slot.values():
+        for link in list(self):
             link.close()
+
+    def _forget(self, link: Link) -> None:
+        if self._links.get(link.incarnation) is link:
+            del self._links[link.incarnation]
 
 
 class SharedBoard:
-    """The board in shared memory as the dispatcher sees it: neighbours by slot, tasks by place in `columns`."""
+    """The board in shared memory as the dispatcher sees it: neighbours by incarnation, tasks by place in `columns`."""
 
     def __init__(self, seat: Seat, columns: Sequence[int], links: Links) -> None:
         self._seat = seat
@@ -245,30 +258,30 @@ class SharedBoard:
         words = self._board.free(self._columns[task])
         if not any(words):
             return {}
-        return {link.slot: words[link.seat] for link in self._links if words[link.seat] and not link.congested}
+        return {link.incarnation: words[link.seat] for link in self._links if words[link.seat] and not link.congested}
 
     def waiting(self, task: int, before: float) -> dict[int, float]:
         words = self._board.since_ns(self._columns[task])
         before_ns = before * 1e9
         if min(filter(None, words), default=inf) >= before_ns:  # the usual case, on the way of every answer
             return {}
-        return {link.slot: words[link.seat] * 1e-9 for link in self._links if 0 < words[link.seat] < before_ns}
+        return {link.incarnation: words[link.seat] * 1e-9 for link in self._links if 0 < words[link.seat] < before_ns}
 
-    def queued(self, slot: int, task: int) -> int:
-        _, queued = self._board.capacity(self._links.to(slot).seat, self._columns[task])
+    def queued(self, incarnation: int, task: int) -> int:
+        _, queued = self._board.capacity(self._links.to(incarnation).seat, self._columns[task])
         return queued
 
-    def publish_arrived(self, slot: int, count: int) -> None:
-        self._seat.publish_arrived(slot, count)
+    def publish_arrived(self, incarnation: int, count: int) -> None:
+        self._seat.publish_arrived(self._links.to(incarnation).seat, count)
 
-    def arrived(self, slot: int) -> int:
-        return self._board.arrived(self._links.to(slot).seat, self._seat.index // 2)
+    def arrived(self, incarnation: int) -> int:
+        return self._board.arrived(self._links.to(incarnation).seat, self._seat.index)
 
-    def congested(self, slot: int) -> bool:
-        return self._links.to(slot).congested
+    def congested(self, incarnation: int) -> bool:
+        return self._links.to(incarnation).congested
 
-    def leaving(self, slot: int) -> bool:
-        link = self._links.get(slot)
+    def leaving(self, incarnation: int) -> bool:
+        link = self._links.get(incarnation)
         return link is None or self._state(link.seat) is SeatState.LEAVING
 
     def _state(self, seat: int) -> SeatState:

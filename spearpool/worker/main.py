@@ -246,7 +246,7 @@ class Worker:
             self._rescuer.begin(record.slot, socket.socket(fileno=fds[0]))
         elif isinstance(record, Link):
             self._mover.handover.open(record.seat, fds[1])
-            opening = self._loop.create_task(self._executions.links.open(record.slot, record.seat, fds[0]))
+            opening = self._loop.create_task(self._executions.links.open(record.incarnation, record.seat, fds[0]))
             self._openings.add(opening)
             opening.add_done_callback(self._openings.discard)
         else:

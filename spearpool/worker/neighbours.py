@@ -1,5 +1,7 @@
 """What a dispatcher knows of the other workers: what it gave them, what it promised them, and what they have to give.
 
+Workers are named by their incarnation, because a slot can have two: one that leaves, and its heir.
+
 The board is read, never waited for; being out of date costs a refused hop or a wait of 10 ms, never an execution.
 """
 
@@ -28,30 +30,30 @@ class Board(Protocol):
         ...
 
     def free(self, task: int) -> Mapping[int, int]:
-        """Free capacity by slot, of the neighbours that have some and read what is written to them."""
+        """Free capacity by worker, of the neighbours that have some and read what is written to them."""
         ...
 
     def waiting(self, task: int, before: float) -> Mapping[int, float]:
-        """Since when the head of its queue has waited, by slot, of the neighbours where that is before then."""
+        """Since when the head of its queue has waited, by worker, of the neighbours where that is before then."""
         ...
 
-    def queued(self, slot: int, task: int) -> int:
+    def queued(self, incarnation: int, task: int) -> int:
         """How many executions wait at that neighbour."""
         ...
 
-    def publish_arrived(self, slot: int, count: int) -> None:
+    def publish_arrived(self, incarnation: int, count: int) -> None:
         """Store how many executions of that neighbour we have taken in (or refused) since there is a link to it."""
         ...
 
-    def arrived(self, slot: int) -> int:
+    def arrived(self, incarnation: int) -> int:
         """How many of ours that neighbour has taken in."""
         ...
 
-    def leaving(self, slot: int) -> bool:
+    def leaving(self, incarnation: int) -> bool:
         """Whether that neighbour is being emptied."""
         ...
 
-    def congested(self, slot: int) -> bool:
+    def congested(self, incarnation: int) -> bool:
         """Whether it does not read what we write to it."""
         ...
 
@@ -64,7 +66,7 @@ class Neighbour:
     number what we send, and the neighbour publishes how many it has taken in, always after the row that counts them.
     """
 
-    slot: int
+    incarnation: int
     forwarded: dict[str, Execution] = field(default_factory=dict)
     came: int = 0
     invited: Counter[int] = field(default_factory=Counter)
@@ -75,7 +77,7 @@ class Neighbour:
     def hand(self, execution: Execution) -> None:
         """The execution is there from now on."""
         execution.place, execution.agent, execution.who = Place.FORWARDED, None, None
-        execution.neighbour = self.slot
+        execution.neighbour = self.incarnation
         self.forwarded[execution.execution_id] = execution
 
     def send(self, execution: Execution, task: int) -> None:
@@ -109,73 +111,79 @@ class Neighbour:
 
 
 class Neighbours:
-    """All workers that `slot` has a link to. Of those with equal rows everybody takes the first after its own slot."""
+    """All workers with a link to `incarnation`. Of those with equal rows everybody takes the first that is younger."""
 
-    def __init__(self, slot: int, board: Board) -> None:
-        self._slot = slot
+    def __init__(self, incarnation: int, board: Board) -> None:
+        self._incarnation = incarnation
         self._board = board
-        self.by_slot: dict[int, Neighbour] = {}
+        self.by_incarnation: dict[int, Neighbour] = {}
 
-    def __contains__(self, slot: object) -> bool:
-        return slot in self.by_slot
+    def __contains__(self, incarnation: object) -> bool:
+        return incarnation in self.by_incarnation
 
     def __len__(self) -> int:
-        return len(self.by_slot)
+        return len(self.by_incarnation)
 
     def __iter__(self) -> Iterator[Neighbour]:
-        return iter(self.by_slot.values())
+        return iter(self.by_incarnation.values())
 
-    def __getitem__(self, slot: int) -> Neighbour:
-        return self.by_slot[slot]
+    def __getitem__(self, incarnation: int) -> Neighbour:
+        return self.by_incarnation[incarnation]
 
-    def get(self, slot: int) -> Neighbour | None:
-        return self.by_slot.get(slot)
+    def get(self, incarnation: int) -> Neighbour | None:
+        return self.by_incarnation.get(incarnation)
 
-    def add(self, slot: int) -> None:
-        self._board.publish_arrived(slot, 0)
-        self.by_slot[slot] = Neighbour(slot)
-        self.by_slot = dict(sorted(self.by_slot.items(), key=lambda item: (item[0] < self._slot, item[0])))
+    def add(self, incarnation: int) -> None:
+        self._board.publish_arrived(incarnation, 0)
+        self.by_incarnation[incarnation] = Neighbour(incarnation)
+        self.by_incarnation = dict(
+            sorted(self.by_incarnation.items(), key=lambda item: (item[0] < self._incarnation, item[0]))
+        )
 
-    def count_in(self, slot: int) -> None:
+    def count_in(self, incarnation: int) -> None:
         """We have taken in (or refused) an execution from there. To be called when our row counts it."""
-        neighbour = self.by_slot.get(slot)
+        neighbour = self.by_incarnation.get(incarnation)
         if neighbour is not None:
             neighbour.came += 1
-            self._board.publish_arrived(slot, neighbour.came)
+            self._board.publish_arrived(incarnation, neighbour.came)
 
-    def remove(self, slot: int) -> list[Execution]:
+    def remove(self, incarnation: int) -> list[Execution]:
         """The executions that were there."""
-        neighbour = self.by_slot.pop(slot, None)
+        neighbour = self.by_incarnation.pop(incarnation, None)
         return [] if neighbour is None else list(neighbour.forwarded.values())
 
     def freest(self, task: int, *, draining: bool) -> tuple[Neighbour | None, int]:
         """The one with most free capacity, and how much. A worker that leaves gets work only from others that leave."""
-        for neighbour in self.by_slot.values():
+        for neighbour in self.by_incarnation.values():
             if neighbour.on_its_way:  # this word first: the row that is read after it counts all that have arrived
-                neighbour.settle(self._board.arrived(neighbour.slot))
+                neighbour.settle(self._board.arrived(neighbour.incarnation))
         rows = self._board.free(task)
         best, most = None, 0
         if rows:
-            for slot, neighbour in self.by_slot.items():
-                free = rows.get(slot, 0) - neighbour.coming(task)
-                if free > most and task not in neighbour.refusing and (draining or not self._board.leaving(slot)):
+            for incarnation, neighbour in self.by_incarnation.items():
+                free = rows.get(incarnation, 0) - neighbour.coming(task)
+                if (
+                    free > most
+                    and task not in neighbour.refusing
+                    and (draining or not self._board.leaving(incarnation))
+                ):
                     best, most = neighbour, free
         return best, most
 
     def neediest(self, task: int, waiting: Mapping[int, float], *, draining: bool) -> Neighbour | None:
         """Of those that the board says wait, the one that waits longest and may be invited once more."""
         best, since = None, inf
-        for slot, theirs in waiting.items():
-            neighbour = self.by_slot.get(slot)
+        for incarnation, theirs in waiting.items():
+            neighbour = self.by_incarnation.get(incarnation)
             if neighbour is None or theirs >= since:
                 continue
-            if draining and not self._board.leaving(slot):
+            if draining and not self._board.leaving(incarnation):
                 continue  # it would not forward to a worker that leaves
-            if neighbour.invited[task] < min(MAX_INVITATIONS, self._board.queued(slot, task)):
+            if neighbour.invited[task] < min(MAX_INVITATIONS, self._board.queued(incarnation, task)):
                 best, since = neighbour, theirs
         return best
 
     def reconsider(self) -> None:
         """What was refused may be tried again."""
-        for neighbour in self.by_slot.values():
+        for neighbour in self.by_incarnation.values():
             neighbour.refusing.clear()

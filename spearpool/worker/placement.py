@@ -75,7 +75,7 @@ class Placement:
         if neighbour is None:
             return False
         neighbour.send(execution, lane.index)
-        actions.append(Forward(execution, neighbour.slot))
+        actions.append(Forward(execution, neighbour.incarnation))
         return True
 
     def take_in(self, lane: Lane, execution: Execution, now: float, actions: list[Action]) -> None:
@@ -142,16 +142,16 @@ class Placement:
 
     def accept_invitation(self, lane: Lane, neighbour: Neighbour, actions: list[Action]) -> None:
         """Send what a nudge asks for, whatever the board says, or say that there is nothing that could be sent."""
-        stranded = self._board.leaving(neighbour.slot) and not self.draining
-        if not lane.queue or stranded or self._board.congested(neighbour.slot):
-            actions.append(Unused(neighbour.slot, lane.name))
+        stranded = self._board.leaving(neighbour.incarnation) and not self.draining
+        if not lane.queue or stranded or self._board.congested(neighbour.incarnation):
+            actions.append(Unused(neighbour.incarnation, lane.name))
         else:
             self._send_head(lane, neighbour, actions)
 
     def _send_head(self, lane: Lane, neighbour: Neighbour, actions: list[Action]) -> None:
         execution = self._books.dequeue(lane.queue)
         neighbour.send(execution, lane.index)
-        actions.append(Forward(execution, neighbour.slot))
+        actions.append(Forward(execution, neighbour.incarnation))
         self.publish(lane)
 
     def reread(self, now: float, actions: list[Action]) -> None:
@@ -183,7 +183,7 @@ class Placement:
 
         Unless it is `told` as much by an answer that it gets anyway, and sees the place free on the board.
         """
-        if not self._neighbours.by_slot:
+        if not self._neighbours.by_incarnation:
             return
         _, _, since = lane.published
         if lane.queue and since < lane.fair_until:
@@ -193,9 +193,9 @@ class Placement:
             lane.fair_until = since + _GLANCE_S
             return
         neighbour = self._neighbours.neediest(lane.index, waiting, draining=self.draining)
-        if neighbour is not None and not (neighbour.slot == told and lane.free):
+        if neighbour is not None and not (neighbour.incarnation == told and lane.free):
             neighbour.invited[lane.index] += 1
-            actions.append(Nudge(neighbour.slot, lane.name))
+            actions.append(Nudge(neighbour.incarnation, lane.name))
 
     def is_neediest(self, lane: Lane) -> bool:
         """Whether nobody has waited longer than the head of our queue: then a place that becomes free is for us."""
@@ -204,7 +204,7 @@ class Placement:
 
     def publish(self, lane: Lane) -> None:
         queue = lane.queue
-        since = lane.since() if queue and self._neighbours.by_slot else 0.0
+        since = lane.since() if queue and self._neighbours.by_incarnation else 0.0
         row = (lane.free, len(queue) + len(lane.guests), since)
         if row != lane.published:
             lane.published = row

@@ -102,7 +102,7 @@ class TaskExecutionManager:
         self.links = Links(self, outbox, config.max_message_size)
         self.agents = Agents(tasks, InstancesTable(segment), seat, self, tell)
         self.dispatcher = Dispatcher(
-            slot,
+            incarnation,
             tuple(tasks),
             SharedBoard(seat, tuple(self._columns.values()), self.links),
             config.max_queued_executions,
@@ -126,12 +126,12 @@ class TaskExecutionManager:
             Finish: self._finish,
             Refuse: self._refuse,
             Terminate: self._terminate,
-            TerminateRemote: lambda action: self.links.to(action.slot).terminate(action.execution_id),
-            Nudge: lambda action: self.links.to(action.slot).nudge(action.task),
-            Unused: lambda action: self.links.to(action.slot).unused(action.task),
-            Located: lambda action: self.links.to(action.slot).located(action.execution_id),
-            Mislaid: lambda action: self.links.to(action.slot).mislaid(action.execution_id),
-            Relay: lambda action: self.links.to(action.slot).relay(named(action.response, action.execution_id)),
+            TerminateRemote: lambda action: self.links.to(action.incarnation).terminate(action.execution_id),
+            Nudge: lambda action: self.links.to(action.incarnation).nudge(action.task),
+            Unused: lambda action: self.links.to(action.incarnation).unused(action.task),
+            Located: lambda action: self.links.to(action.incarnation).located(action.execution_id),
+            Mislaid: lambda action: self.links.to(action.incarnation).mislaid(action.execution_id),
+            Relay: lambda action: self.links.to(action.incarnation).relay(named(action.response, action.execution_id)),
         }
 
     # What connections say, when they begin and end (Handler), and what that means for agents (Roll)
@@ -242,10 +242,10 @@ class TaskExecutionManager:
     # -------------------------------------------------------------------------------- what neighbours say (LinkHandler)
 
     def link_up(self, link: Link) -> None:
-        self.run(self.dispatcher.link_up(link.slot, time.monotonic()))
+        self.run(self.dispatcher.link_up(link.incarnation, time.monotonic()))
 
     def link_down(self, link: Link) -> None:
-        self.run(self.dispatcher.link_down(link.slot, time.monotonic()))
+        self.run(self.dispatcher.link_down(link.incarnation, time.monotonic()))
 
     def link_submitted(self, link: Link, request_id: int, request: ExecuteRequest) -> None:
         now = time.monotonic()
@@ -253,31 +253,31 @@ class TaskExecutionManager:
         limit = now + time_limit_s(request)
         self.run(
             self.dispatcher.submit(
-                Execution(name, request.task_id, request, link, request_id, 0, now, limit, link.slot), now
+                Execution(name, request.task_id, request, link, request_id, 0, now, limit, link.incarnation), now
             )
         )
 
     def link_refused(self, link: Link, execution_id: str) -> None:
-        self.run(self.dispatcher.bounced(link.slot, execution_id, time.monotonic()))
+        self.run(self.dispatcher.bounced(link.incarnation, execution_id, time.monotonic()))
 
     def link_answered(self, link: Link, execution_id: str, response: ExecuteResponse) -> None:
         unknown = response.error_code == ErrorCode.OUTCOME_UNKNOWN
-        self.run(self.dispatcher.neighbour_answered(link.slot, execution_id, response, unknown=unknown))
+        self.run(self.dispatcher.neighbour_answered(link.incarnation, execution_id, response, unknown=unknown))
 
     def link_cancelled(self, link: Link, execution_id: str) -> None:
         self.run(self.dispatcher.cancel(execution_id, link))
 
     def link_nudged(self, link: Link, task: str) -> None:
-        self.run(self.dispatcher.nudged(link.slot, task))
+        self.run(self.dispatcher.nudged(link.incarnation, task))
 
     def link_unused(self, link: Link, task: str) -> None:
-        self.run(self.dispatcher.unused(link.slot, task))
+        self.run(self.dispatcher.unused(link.incarnation, task))
 
     def link_located(self, link: Link, execution_id: str) -> None:
-        self.run(self.dispatcher.located(link.slot, execution_id))
+        self.run(self.dispatcher.located(link.incarnation, execution_id))
 
     def link_mislaid(self, link: Link, execution_id: str) -> None:
-        self.run(self.dispatcher.mislaid(link.slot, execution_id, time.monotonic()))
+        self.run(self.dispatcher.mislaid(link.incarnation, execution_id, time.monotonic()))
 
     # ------------------------------------------------------------------------------------------- what is done about it
 
@@ -310,7 +310,7 @@ class TaskExecutionManager:
 
     def _forward(self, action: Forward) -> None:
         execution = action.execution
-        self.links.to(action.slot).forward(passed_on(execution, hops=1))
+        self.links.to(action.incarnation).forward(passed_on(execution, hops=1))
         self._record(execution, ExecutionStage.FORWARDED)
 
     def _answer(self, action: Answer) -> None:

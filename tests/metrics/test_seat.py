@@ -219,10 +219,10 @@ def test_a_column_of_the_board_at_once(segment: Segment) -> None:
 def test_what_arrived_is_told_to_each_sender(segment: Segment) -> None:
     board = Board(segment)
     for index in (0, 3):
-        for slot in range(segment.layout.slots):
-            Seat(segment, index).publish_arrived(slot, 10 * index + slot + 1)
-    told = [[board.arrived(index, slot) for slot in range(segment.layout.slots)] for index in (0, 1, 3)]
-    assert told == [[1, 2], [0, 0], [31, 32]]
+        for sender in range(2 * segment.layout.slots):
+            Seat(segment, index).publish_arrived(sender, 10 * index + sender + 1)
+    told = [[board.arrived(index, sender) for sender in range(2 * segment.layout.slots)] for index in (0, 1, 3)]
+    assert told == [[1, 2, 3, 4], [0, 0, 0, 0], [31, 32, 33, 34]]
 
 
 def test_a_board_row_has_room_for_every_column(segment: Segment, seat: Seat) -> None:

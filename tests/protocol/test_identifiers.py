@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spearpool.protocol.identifiers import ConnectionId, InstanceId, execution_id, execution_slot
+from spearpool.protocol.identifiers import ConnectionId, InstanceId, execution_id, execution_incarnation
 
 words = st.integers(0, 2**32 - 1)
 
@@ -42,8 +42,10 @@ def test_an_instance_is_named_by_task_row_and_generation() -> None:
 
 
 @given(words, st.integers(0, 127), words, words)
-def test_an_execution_id_names_its_slot(epoch: int, slot: int, incarnation: int, counter: int) -> None:
-    assert execution_slot(execution_id(epoch, slot, incarnation, counter)) == slot
+def test_an_execution_id_names_the_worker_that_accepted_it(
+    epoch: int, slot: int, incarnation: int, counter: int
+) -> None:
+    assert execution_incarnation(execution_id(epoch, slot, incarnation, counter)) == incarnation
 
 
 def test_execution_ids_of_two_runs_differ() -> None:
@@ -51,6 +53,22 @@ def test_execution_ids_of_two_runs_differ() -> None:
     assert execution_id(1, 2, 1, 77) != execution_id(2, 2, 1, 77)
 
 
-@pytest.mark.parametrize("text", ["", "-", "7", "x-1-1-1", "-1-a-1-1", "1234-a-1-1", "²-a-1-1", "job"])
-def test_what_is_not_an_execution_id_of_ours_names_no_slot(text: str) -> None:
-    assert execution_slot(text) is None
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        "7",
+        "x-1-1-1",
+        "-1-a-1-1",
+        "1234-a-1-1",
+        "²-a-1-1",
+        "1-a-x-1",
+        "1-a-12345678901-1",
+        "1-a-1",
+        "1-a-1-1-1",
+        "job",
+    ],
+)
+def test_what_is_not_an_execution_id_of_ours_names_no_worker(text: str) -> None:
+    assert execution_incarnation(text) is None

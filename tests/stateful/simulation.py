@@ -169,7 +169,7 @@ class SimulatedPool:
 
     def _submit(self, worker: SimulatedWorker, then: Callable[[], None]) -> None:
         worker.counter += 1
-        name = execution_id(1, worker.slot, 1, worker.counter)
+        name = execution_id(1, worker.slot, worker.slot, worker.counter)
         self._then[name] = then
         self._submitted[name] = self.now
         execution = Execution(name, TASK, REQUEST, worker, 1, 1, self.now)

@@ -226,7 +226,7 @@ class Workers(RuleBasedStateMachine):
     def submit(self, slot: int, task: str, timeout: float | None) -> None:
         worker = self.workers[slot]
         worker.counter += 1
-        name = execution_id(1, slot, worker.incarnation, worker.counter)
+        name = execution_id(worker.incarnation, slot, slot, worker.counter)  # workers are named by slot here
         client = Client(worker)
         execution = Execution(name, task, REQUEST, client, 1, 10, self.now)
         if timeout is not None:
@@ -419,7 +419,7 @@ class Workers(RuleBasedStateMachine):
         for worker in self.workers:
             for neighbour in worker.dispatcher._neighbours:
                 assert not any(neighbour.invited.values()), (worker.slot, neighbour)
-                neighbour.settle(self.common.arrived.get((neighbour.slot, worker.slot), 0))
+                neighbour.settle(self.common.arrived.get((neighbour.incarnation, worker.slot), 0))
                 assert not neighbour.on_its_way, (worker.slot, neighbour)
 
     # --------------------------------------------------------------------------------------------------- invariants

@@ -177,7 +177,7 @@ def _links(bench: Bench, incarnation: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.asyncio
-async def test_an_heir_is_linked_with_its_predecessor_first_and_then_takes_its_links() -> None:
+async def test_an_heir_is_linked_with_everybody_while_its_predecessor_keeps_its_links() -> None:
     with benching() as bench:
         for slot, incarnation in ((0, 1), (1, 2)):
             bench.ready(slot, incarnation)
@@ -185,11 +185,10 @@ async def test_an_heir_is_linked_with_its_predecessor_first_and_then_takes_its_l
         bench.forks.hear(4)
         assert (_links(bench, 1), _links(bench, 2)) == ([(1, 2)], [(0, 1)])
         bench.ready(0, 3)
-        assert (_links(bench, 1), _links(bench, 3), _links(bench, 2)) == ([(0, 3)], [(0, 1)], [])
+        assert (_links(bench, 1), _links(bench, 2), _links(bench, 3)) == ([(0, 3)], [(0, 3)], [(0, 1), (1, 2)])
         bench.forks.end(1)
         bench.crew.exited(1)
-        assert (_links(bench, 2), _links(bench, 3)) == ([(0, 3)], [(1, 2)])
-        assert _links(bench, 4) == [], "it is not ready"
+        assert [_links(bench, incarnation) for incarnation in (2, 3, 4)] == [[], [], []], "4 is not ready"
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,7 @@ from spearpool.worker.executions import CLIENT, Agent, Execution
 __all__ = ["ME", "WHEN", "PlainBoard", "new_agent", "new_execution"]
 
 ME = 0
-"""The slot of the dispatcher under test."""
+"""The incarnation of the dispatcher under test."""
 
 WHEN = 100.0
 """When all executions are received that the test does not say it of."""
@@ -21,7 +21,7 @@ _NUMBERS = itertools.count(1)
 
 
 class PlainBoard:
-    """`rows[slot, task]` is (free, queued); `heads` is since when the head of a queue waits, `WHEN` if not there.
+    """`rows[incarnation, task]` is (free, queued); `heads` is since when the head of a queue waits, else `WHEN`.
 
     `log` tells in which order rows were written and read.
     """
@@ -42,31 +42,41 @@ class PlainBoard:
 
     def free(self, task: int) -> dict[int, int]:
         self.log.append("free")
-        rows = {slot: free for (slot, column), (free, _) in self.rows.items() if column == task and slot != ME}
-        return {slot: free for slot, free in rows.items() if free and slot not in self.deaf}
+        rows = {
+            incarnation: free
+            for (incarnation, column), (free, _) in self.rows.items()
+            if column == task and incarnation != ME
+        }
+        return {incarnation: free for incarnation, free in rows.items() if free and incarnation not in self.deaf}
 
     def waiting(self, task: int, before: float) -> dict[int, float]:
         self.log.append("waiting")
-        rows = {slot: queued for (slot, column), (_, queued) in self.rows.items() if column == task and slot != ME}
-        heads = {slot: self.heads.get((slot, task), WHEN) for slot, queued in rows.items() if queued}
-        return {slot: since for slot, since in heads.items() if since < before}
+        rows = {
+            incarnation: queued
+            for (incarnation, column), (_, queued) in self.rows.items()
+            if column == task and incarnation != ME
+        }
+        heads = {
+            incarnation: self.heads.get((incarnation, task), WHEN) for incarnation, queued in rows.items() if queued
+        }
+        return {incarnation: since for incarnation, since in heads.items() if since < before}
 
-    def queued(self, slot: int, task: int) -> int:
-        return self.rows[slot, task][1]
+    def queued(self, incarnation: int, task: int) -> int:
+        return self.rows[incarnation, task][1]
 
-    def publish_arrived(self, slot: int, count: int) -> None:
+    def publish_arrived(self, incarnation: int, count: int) -> None:
         self.log.append("publish_arrived")
-        self.counted_in[slot] = count
+        self.counted_in[incarnation] = count
 
-    def arrived(self, slot: int) -> int:
+    def arrived(self, incarnation: int) -> int:
         self.log.append("arrived")
-        return self.took.get(slot, 0)
+        return self.took.get(incarnation, 0)
 
-    def leaving(self, slot: int) -> bool:
-        return slot in self.left
+    def leaving(self, incarnation: int) -> bool:
+        return incarnation in self.left
 
-    def congested(self, slot: int) -> bool:
-        return slot in self.deaf
+    def congested(self, incarnation: int) -> bool:
+        return incarnation in self.deaf
 
 
 def new_execution(

@@ -17,5 +17,4 @@ def test_belongings_arrive_as_they_were() -> None:
         sent = Belongings(2**63, session, "s-1", "test", None, 0.5, 0.75, 1.25, 41, record)
         packed = BELONGINGS.pack(sent)
         assert BELONGINGS.unpack(packed) == sent
-        assert BELONGINGS.pack(BELONGINGS.unpack(packed)) == packed
         assert len(packed) < MAX_STATE_BYTES // 64

@@ -646,8 +646,8 @@ def test_the_relayed_answer_is_the_nudge(dispatcher: Dispatcher, board: PlainBoa
     dispatcher.link_up(1, 0.0)
     dispatcher.link_up(2, 0.0)
     agent = new_agent()
-    dispatcher.agent_joined(agent, ["2-7-1-5"])
-    assert dispatcher.answered(agent, "2-7-1-5", "x") == [Relay(2, "2-7-1-5", "x")]
+    dispatcher.agent_joined(agent, ["2-7-2-5"])
+    assert dispatcher.answered(agent, "2-7-2-5", "x") == [Relay(2, "2-7-2-5", "x")]
 
 
 def test_two_that_wait_do_not_share_one_place(dispatcher: Dispatcher, board: PlainBoard) -> None:

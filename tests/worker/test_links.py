@@ -46,7 +46,7 @@ class Hearer:
 
     def link_up(self, link: Link) -> None:
         self.links.append(link)
-        self.heard.append(("up", link.slot))
+        self.heard.append(("up", link.incarnation))
 
     def link_submitted(self, _link: Link, request_id: int, asked: ExecuteRequest) -> None:
         self.heard.append(("submitted", request_id, asked))
@@ -73,7 +73,7 @@ class Hearer:
         self.heard.append(("mislaid", execution_id))
 
     def link_down(self, link: Link) -> None:
-        self.heard.append(("down", link.slot))
+        self.heard.append(("down", link.incarnation))
 
     async def hears(self, *expected: tuple[object, ...]) -> None:
         await eventually_async(lambda: len(self.heard) >= len(expected))
@@ -82,7 +82,7 @@ class Hearer:
 
 
 class Ends:
-    """Two ends of a link, each with a hearer: slot 1 hears with `ours`, slot 2 with `theirs`."""
+    """Two ends of a link, each with a hearer: worker 1 hears with `ours`, slot 2 with `theirs`."""
 
     def __init__(self) -> None:
         outbox = Outbox(asyncio.get_running_loop())
@@ -90,8 +90,8 @@ class Ends:
         self.links = [Links(hearer, outbox, MAX_BYTES) for hearer in (self.ours, self.theirs)]
 
     async def open(self) -> tuple[Link, Link]:
-        for links, slot, end in zip(self.links, (2, 1), socket.socketpair(), strict=True):
-            await links.open(slot, 2 * slot, end.detach())
+        for links, number, end in zip(self.links, (2, 1), socket.socketpair(), strict=True):
+            await links.open(number, 2 * number, end.detach())
         return self.links[0].to(2), self.links[1].to(1)
 
 
@@ -228,7 +228,7 @@ class Two:
     def die(self, worker: Worker) -> None:
         """What its neighbours see of a worker's SIGKILL: the end of the link."""
         for neighbour in self.pool.workers:
-            link = worker.executions.links.get(neighbour.slot)
+            link = worker.executions.links.get(neighbour.incarnation)
             if link is not None and link._transport is not None:
                 link._transport.abort()
 
@@ -350,17 +350,25 @@ async def test_the_board_as_one_worker_sees_it(tmp_path: Path) -> None:
         ours.publish(1, 9, 9, 1.0)
         assert (ours.free(1), ours.waiting(1, inf)) == ({}, {})  # it is about neighbours
         theirs.publish(1, 3, 4, 2.5)
-        assert (ours.free(1), ours.waiting(1, inf), ours.queued(two.other.slot, 1)) == ({1: 3}, {1: 2.5}, 4)
-        assert (ours.waiting(1, 2.6), ours.waiting(1, 2.5)) == ({1: 2.5}, {})
-        theirs.publish_arrived(two.origin.slot, 7)
-        assert (ours.arrived(two.other.slot), theirs.arrived(two.origin.slot)) == (7, 0)
-        link = two.origin.executions.links.to(two.other.slot)
+        assert (ours.free(1), ours.waiting(1, inf), ours.queued(two.other.incarnation, 1)) == (
+            {two.other.incarnation: 3},
+            {two.other.incarnation: 2.5},
+            4,
+        )
+        assert (ours.waiting(1, 2.6), ours.waiting(1, 2.5)) == ({two.other.incarnation: 2.5}, {})
+        theirs.publish_arrived(two.origin.incarnation, 7)
+        assert (ours.arrived(two.other.incarnation), theirs.arrived(two.origin.incarnation)) == (7, 0)
+        link = two.origin.executions.links.to(two.other.incarnation)
         link.pause_writing()
-        assert (ours.congested(two.other.slot), ours.free(1), ours.waiting(1, inf)) == (True, {}, {1: 2.5})
+        assert (ours.congested(two.other.incarnation), ours.free(1), ours.waiting(1, inf)) == (
+            True,
+            {},
+            {two.other.incarnation: 2.5},
+        )
         link.resume_writing()
-        assert not ours.leaving(two.other.slot)
+        assert not ours.leaving(two.other.incarnation)
         two.other.seat.state = SeatState.LEAVING
-        assert ours.leaving(two.other.slot)
+        assert ours.leaving(two.other.incarnation)
         assert ours.leaving(77)
 
 
@@ -454,7 +462,7 @@ async def test_the_origins_death_leaves_the_neighbour_serving(tmp_path: Path) ->
         two.caller.send(request())
         number, asked = await two.asked(server)
         two.die(two.origin)
-        await eventually_async(lambda: two.other.executions.links.to(two.origin.slot)._transport is None)
+        await eventually_async(lambda: two.other.executions.links.get(two.origin.incarnation) is None)
         local = await client(two.other)
         two.peers.append(local)
         local.send(request(input=b"local"))
@@ -479,7 +487,7 @@ async def test_a_neighbour_that_leaves_is_not_given_work(tmp_path: Path) -> None
 async def test_a_neighbour_that_does_not_read_is_not_given_work(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as two:
         server = await two.agent(two.other)
-        link = two.origin.executions.links.to(two.other.slot)
+        link = two.origin.executions.links.to(two.other.incarnation)
         link.pause_writing()
         two.caller.send(request())
         await eventually_async(lambda: two.queued(two.origin) == 1)
@@ -494,7 +502,7 @@ async def test_the_queue_is_not_a_neighbours(tmp_path: Path) -> None:
         two.peers.append(local)
         local.send(request(input=b"local"))
         await eventually_async(lambda: two.queued(two.other) == 1)
-        two.origin.executions.links.to(two.other.slot).forward(request(execution_id="0-7-1-99", hops=1))
+        two.origin.executions.links.to(two.other.incarnation).forward(request(execution_id="0-7-1-99", hops=1))
         await asyncio.sleep(0.05)
         assert two.queued(two.other) == 1
         server = await two.agent(two.other)
@@ -507,7 +515,7 @@ async def test_errors_of_one_request_do_not_reach_another(tmp_path: Path) -> Non
         server = await two.agent(two.other)
         sent = two.caller.send(request())
         number, asked = await two.asked(server)
-        link = two.other.executions.links.to(two.origin.slot)
+        link = two.other.executions.links.to(two.origin.incarnation)
         link.refuse(number, ErrorCode.OVERLOADED, "another's", "0-7-1-99")
         link.relay(ExecuteResponse("echo", ExecutionStatus.COMPLETED, "another's", execution_id="0-7-1-99"))
         server.complete(number, asked, "its own")

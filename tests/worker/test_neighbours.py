@@ -36,12 +36,12 @@ def send(neighbour: Neighbour, count: int = 1, task: int = TASK) -> list[Executi
 def freest(neighbours: Neighbours, task: int = TASK, *, draining: bool = False) -> tuple[int, int] | None:
     """Slot and free capacity."""
     neighbour, free = neighbours.freest(task, draining=draining)
-    return None if neighbour is None else (neighbour.slot, free)
+    return None if neighbour is None else (neighbour.incarnation, free)
 
 
 def neediest(neighbours: Neighbours, board: PlainBoard, *, before: float = inf, draining: bool = False) -> int | None:
     neighbour = neighbours.neediest(TASK, board.waiting(TASK, before), draining=draining)
-    return None if neighbour is None else neighbour.slot
+    return None if neighbour is None else neighbour.incarnation
 
 
 # ------------------------------------------------------------------------------------------------------ what is there
@@ -149,7 +149,7 @@ def test_equals_are_taken_from_the_next_slot_on(board: PlainBoard) -> None:
         neighbours.add(slot)
     order = []
     while (neighbour := neighbours.freest(TASK, draining=False)[0]) is not None:
-        order.append(neighbour.slot)
+        order.append(neighbour.incarnation)
         neighbour.send(new_execution(), TASK)
     assert order == [4, 5, 1, 2]
 

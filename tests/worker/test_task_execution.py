@@ -12,7 +12,7 @@ import pytest
 from spearpool.config import ConnectionManagerConfig, TaskConfig
 from spearpool.errors import ErrorCode
 from spearpool.packing import replace
-from spearpool.protocol.identifiers import execution_slot
+from spearpool.protocol.identifiers import execution_incarnation
 from spearpool.protocol.messages import (
     UNSET,
     ErrorMessage,
@@ -91,7 +91,7 @@ async def test_executes(tmp_path: Path) -> None:
         assert completed(answer) == "hello"
         assert isinstance(answer, ExecuteResponse)
         assert answer.execution_id is not UNSET
-        assert execution_slot(answer.execution_id) == 0
+        assert execution_incarnation(answer.execution_id) == 1
 
 
 async def test_many_in_flight_get_their_own_answers(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class Pool:
         pairs = (socket.socketpair(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         for worker, neighbour, ends in zip((one, other), (other, one), zip(*pairs, strict=True), strict=True):
             worker.mover.handover.open(neighbour.seat.index, ends[1].detach())
-            await worker.executions.links.open(neighbour.slot, neighbour.seat.index, ends[0].detach())
+            await worker.executions.links.open(neighbour.incarnation, neighbour.seat.index, ends[0].detach())
 
     def instance(self, task: str) -> tuple[InstanceId, str, str]:
         """A row for a launched instance: its id, its name, and its token."""
