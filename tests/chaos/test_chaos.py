@@ -48,11 +48,11 @@ def outcome(env: RuntimeEnv, *words: str, timeout_s: float) -> Document:
 
 
 def test_a_short_storm(runtime_env: RuntimeEnv) -> None:
-    words = ("--kills", "6", "--halts", "3", "--freezes", "1", "--reloads", "1", "--scales", "2")
-    result = outcome(runtime_env, "--seed", "20", "--seconds", "12", *words, timeout_s=100)
-    assert (result["kills"], result["halts"], result["freezes"]) == (6, 3, 1)
-    assert len(result["operations"]) + sum(int(text.split()[0]) for text in result["left_out"]) == 3
-    assert result["saw"]["passed"] > 0.9 * 12 * 300
+    words = ("--kills", "15", "--halts", "4", "--freezes", "1", "--reloads", "3", "--scales", "4")
+    result = outcome(runtime_env, "--seed", "20", "--seconds", "30", *words, timeout_s=150)
+    assert (result["kills"], result["halts"], result["freezes"]) == (15, 4, 1)
+    assert len(result["operations"]) + sum(int(text.split()[0]) for text in result["left_out"]) == 7
+    assert result["saw"]["passed"] > 0.9 * 30 * 300
     assert result["saw"]["right"] > 1000
     assert result["saw"]["reset"] > 0
     assert result["looks"] > 100

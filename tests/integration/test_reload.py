@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from spearpool.errors import RequestRefused
+from spearpool.metrics.bus import ask
 from tests.chaos.line import Line, LineEnded, Tally, dial
 from tests.conftest import TIME_SCALE, RuntimeEnv, eventually
 from tests.integration.live_pool import HANDLERS, LivePool, live_pool, spearpool
@@ -147,6 +149,40 @@ async def test_a_worker_that_is_told_to_end_has_an_heir_first(runtime_env: Runti
                 os.kill(victim["pid"], signal.SIGTERM)
                 await _aside(eventually, partial(_replaced, pool, victim), 20)
         assert [worker["restarts"] for worker in pool.status()["workers"]] == [0, 0]
+
+
+@pytest.mark.asyncio
+async def test_a_long_execution_is_awaited_and_holds_up_nobody_else(runtime_env: RuntimeEnv) -> None:
+    tasks = TASKS | {"sleep": f"{HANDLERS}:sleep"}
+    with live_pool(runtime_env, "--workers", "2", tasks=tasks) as pool:
+        async with under_load(pool) as load:
+            with pool.client() as client:
+                running = client.submit("sleep", "4", timeout=60)
+                await _aside(eventually, lambda: [i for i in pool.status()["instances"] if i["state"] == "busy"], 10)
+                reload = asyncio.create_task(_aside(_change, pool, "reload"))
+                await _aside(eventually, lambda: "emptying" in _stages(pool), 20)
+                for _ in range(5):
+                    await _goes_on(load)
+                assert not running.done()
+                assert (await _aside(running.result, 60)).output == b"slept"
+            told = await reload
+        assert sum(row["awaited"] for row in told["slots"]) >= 1
+        assert sum(row["closed"] for row in told["slots"]) == 0
+
+
+def _stages(pool: LivePool) -> set[str]:
+    """Where the slots stand in the first change; nowhere before it has begun."""
+    try:
+        change = ask(pool.ready["endpoints"]["ask"], "change", {"change": 1}, 10)
+    except RequestRefused:
+        return set()
+    return {row["stage"] for row in change["slots"]}
+
+
+async def _goes_on(load: Load) -> None:
+    """Clients that come and go still do. Those that had come to a worker which reaches nobody would not come back."""
+    enough = load.tally.counts["passed by"] + 4 * PASSERS
+    await _aside(eventually, lambda: load.tally.counts["passed by"] >= enough, 2)
 
 
 def _replaced(pool: LivePool, victim: Document) -> bool:
