@@ -8,16 +8,15 @@ Durations are in seconds and sizes in bytes; fields that the seed names keep the
 from __future__ import annotations
 
 import math
-import os
 import re
-import shlex
 import tomllib
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from .config_checks import expect, positive
 from .config_mistakes import did_you_mean, explain
+from .config_tasks import ResourceLimits, Target, TargetKind, TaskConfig
 from .errors import ConfigError
 from .packing import Section, UnpackError, from_plain
 
@@ -42,46 +41,6 @@ MAX_SLOTS = 128
 MAX_TASKS = 56
 
 
-def _expect(key: str, value: object, ok: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(key, value, expected)
-
-
-def _positive(section: str, values: object, *names: str) -> None:
-    for name in names:
-        value = getattr(values, name)
-        _expect(".".join(filter(None, (section, name))), value, 0 < value < math.inf, "a finite number above 0")
-
-
-class TargetKind(Enum):
-    PYTHON = "python"
-    EXEC = "exec"
-    AGENT = "agent"
-
-
-class Target(Section, frozen=True, kw_only=True):
-    """What a task runs. `words` is `[module, attribute path]` for `python`, else the program and its arguments."""
-
-    kind: TargetKind
-    words: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str, key: str = "target") -> Target:
-        expected = "python:package.module:function, exec:PROGRAM ARG… or agent:PROGRAM ARG…"
-        head, _, rest = text.partition(":")
-        try:
-            kind = TargetKind(head)
-            words = tuple(rest.split(":")) if kind is TargetKind.PYTHON else tuple(shlex.split(rest))
-        except ValueError:
-            raise ConfigError(key, text, expected) from None
-        identifiers = ".".join(words).split(".")
-        if kind is TargetKind.PYTHON and (len(words) != 2 or not all(name.isidentifier() for name in identifiers)):
-            raise ConfigError(key, text, expected)
-        if not words or not words[0] or any("\0" in word for word in words):
-            raise ConfigError(key, text, expected)
-        return cls(kind=kind, words=words)
-
-
 class PoolConfig(Section, frozen=True, kw_only=True):
     """`port = 0` takes the first free one of 9100 … 9999; `max_workers = 0` means four times `workers`.
 
@@ -103,22 +62,22 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     max_worker_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _expect(
+        expect(
             "pool.name", self.name, NAME.fullmatch(self.name), "1 to 63 letters, digits, dots, dashes or underscores"
         )
-        _expect("pool.host", self.host, self.host != "", "an IP address")
-        _expect("pool.port", self.port, 0 <= self.port <= 65535, "0 to 65535")
-        _expect("pool.workers", self.workers, 1 <= self.workers <= MAX_SLOTS, f"1 to {MAX_SLOTS}")
-        _expect(
+        expect("pool.host", self.host, self.host != "", "an IP address")
+        expect("pool.port", self.port, 0 <= self.port <= 65535, "0 to 65535")
+        expect("pool.workers", self.workers, 1 <= self.workers <= MAX_SLOTS, f"1 to {MAX_SLOTS}")
+        expect(
             "pool.max_workers",
             self.max_workers,
             self.max_workers == 0 or self.workers <= self.max_workers <= MAX_SLOTS,
             f"0, or from workers ({self.workers}) to {MAX_SLOTS}",
         )
-        _positive("pool", self, "start_timeout_s", "stop_timeout_s", "worker_hang_timeout_s")
+        positive("pool", self, "start_timeout_s", "stop_timeout_s", "worker_hang_timeout_s")
         for name in ("max_worker_age_s", "max_worker_connections", "max_worker_memory_bytes"):
             value = getattr(self, name)
-            _expect(f"pool.{name}", value, 0 <= value < math.inf, "0 (no limit), or a finite number above 0")
+            expect(f"pool.{name}", value, 0 <= value < math.inf, "0 (no limit), or a finite number above 0")
 
     @property
     def slots(self) -> int:
@@ -141,15 +100,15 @@ class ConnectionManagerConfig(Section, frozen=True, kw_only=True):
     max_queued_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        _positive("connections", self, "connection_timeout", "auth_timeout", "heartbeat_interval", "heartbeat_timeout")
-        _positive("connections", self, "max_connections", "backlog", "max_queued_executions", "max_queued_bytes")
-        _expect(
+        positive("connections", self, "connection_timeout", "auth_timeout", "heartbeat_interval", "heartbeat_timeout")
+        positive("connections", self, "max_connections", "backlog", "max_queued_executions", "max_queued_bytes")
+        expect(
             "connections.heartbeat_timeout",
             self.heartbeat_timeout,
             self.heartbeat_timeout > self.heartbeat_interval,
             f"more than heartbeat_interval ({self.heartbeat_interval})",
         )
-        _expect(
+        expect(
             "connections.max_message_size",
             self.max_message_size,
             64 * 1024 <= self.max_message_size < 2**32,
@@ -169,70 +128,12 @@ class MonitoringConfig(Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         size = self.metrics_buffer_size
-        _expect(
+        expect(
             "monitoring.metrics_buffer_size",
             size,
             size == 0 or (64 <= size <= 2**24 and size & (size - 1) == 0),
             "0, or a power of two from 64 to 16777216",
         )
-
-
-class ResourceLimits(Section, frozen=True, kw_only=True):
-    """Limits of one instance; None leaves the kernel's own. In force before its program starts."""
-
-    memory_bytes: int | None = None
-    cpu_seconds: int | None = None
-    open_files: int | None = None
-    nice: int | None = None
-    cpu_affinity: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("memory_bytes", "cpu_seconds", "open_files"):
-            value = getattr(self, name)
-            _expect(f"limits.{name}", value, value is None or value > 0, "a number above 0")
-        _expect("limits.open_files", self.open_files, self.open_files is None or self.open_files >= 16, "16 or more")
-        _expect("limits.nice", self.nice, self.nice is None or -20 <= self.nice <= 19, "-20 to 19")
-        usable = os.sched_getaffinity(0)
-        _expect(
-            "limits.cpu_affinity",
-            self.cpu_affinity,
-            self.cpu_affinity is None or (self.cpu_affinity and usable.issuperset(self.cpu_affinity)),
-            f"a list of CPUs out of {sorted(usable)}",
-        )
-
-    def over(self, below: ResourceLimits) -> ResourceLimits:
-        """These limits where set, else those of `below`."""
-        pairs = {name: getattr(self, name) for name in self.__struct_fields__}
-        return ResourceLimits(**{k: getattr(below, k) if v is None else v for k, v in pairs.items()})
-
-
-class TaskConfig(Section, frozen=True, kw_only=True):
-    """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run."""
-
-    target: str
-    min_instances: int = 1
-    concurrency: int = 1
-    prefetch: int = 0
-    start_timeout_s: float = 10.0
-    stop_timeout_s: float = 5.0
-    environment: dict[str, str] = {}
-    working_dir: str | None = None
-    limits: ResourceLimits = ResourceLimits()
-
-    def __post_init__(self) -> None:
-        Target.parse(self.target)
-        _expect("min_instances", self.min_instances, 0 <= self.min_instances <= 1000, "0 to 1000")
-        _expect("concurrency", self.concurrency, 1 <= self.concurrency <= 1000, "1 to 1000")
-        _expect("prefetch", self.prefetch, 0 <= self.prefetch <= 1000, "0 to 1000")
-        _positive("", self, "start_timeout_s", "stop_timeout_s")
-        for name, value in self.environment.items():
-            _expect(
-                "environment", name, name and "=" not in name and "\0" not in name + value, "NAME = value without NUL"
-            )
-
-    @property
-    def parsed_target(self) -> Target:
-        return Target.parse(self.target)
 
 
 class SecurityConfig(Section, frozen=True, kw_only=True):
@@ -242,13 +143,13 @@ class SecurityConfig(Section, frozen=True, kw_only=True):
     token_ttl_s: float = 30 * 86_400.0
 
     def __post_init__(self) -> None:
-        _expect(
+        expect(
             "security.validator",
             self.validator,
             self.validator is None or re.fullmatch(r"[\w.]+:[\w.]+", self.validator),
             "module:function",
         )
-        _positive("security", self, "token_ttl_s")
+        positive("security", self, "token_ttl_s")
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -262,9 +163,9 @@ class Settings(Section, frozen=True, kw_only=True):
     tasks: dict[str, TaskConfig] = {}
 
     def __post_init__(self) -> None:
-        _expect("tasks", len(self.tasks), len(self.tasks) <= MAX_TASKS, f"at most {MAX_TASKS} tasks")
+        expect("tasks", len(self.tasks), len(self.tasks) <= MAX_TASKS, f"at most {MAX_TASKS} tasks")
         for name in self.tasks:
-            _expect(f"tasks.{name}", name, NAME.fullmatch(name), "a name of letters, digits, dots, dashes, underscores")
+            expect(f"tasks.{name}", name, NAME.fullmatch(name), "a name of letters, digits, dots, dashes, underscores")
 
     def limits_of(self, task: str) -> ResourceLimits:
         """The task's own limits over the pool's."""

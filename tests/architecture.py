@@ -34,8 +34,8 @@ __all__ = [
 PACKAGE = "spearpool"
 
 FLOORS = {
-    **dict.fromkeys(("config", "config_mistakes", "errors", "backoff", "packing", "channel", "log"), 0),
-    **dict.fromkeys(("processes", "runtime_dir"), 0),
+    **dict.fromkeys(("config", "config_checks", "config_mistakes", "config_tasks", "errors", "backoff"), 0),
+    **dict.fromkeys(("packing", "channel", "log", "processes", "runtime_dir"), 0),
     "protocol": 1,
     **dict.fromkeys(("agent", "metrics", "journal"), 2),
     **dict.fromkeys(("instances", "worker", "client"), 3),

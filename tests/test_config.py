@@ -16,8 +16,6 @@ from spearpool.config import (
     PoolConfig,
     ResourceLimits,
     Settings,
-    Target,
-    TargetKind,
     TaskConfig,
     load,
 )
@@ -294,22 +292,6 @@ def test_every_default_is_valid_and_every_section_frozen() -> None:
         if name != "tasks":
             with pytest.raises(AttributeError):
                 setattr(section, section.__struct_fields__[0], None)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "words"),
-    [
-        ("python:a.b:c.d", TargetKind.PYTHON, ("a.b", "c.d")),
-        ("exec:cat", TargetKind.EXEC, ("cat",)),
-        ("exec:sh -c 'echo \"a b\"'", TargetKind.EXEC, ("sh", "-c", 'echo "a b"')),
-        ("agent:./my agent.py", TargetKind.AGENT, ("./my", "agent.py")),
-        ("exec:prog a:b", TargetKind.EXEC, ("prog", "a:b")),
-    ],
-)
-def test_targets_are_parsed(text: str, kind: TargetKind, words: tuple[str, ...]) -> None:
-    target = Target.parse(text)
-    assert (target.kind, target.words) == (kind, words)
-    assert TaskConfig(target=text).parsed_target == target
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Settings of one task: what it runs, how many instances of it there are, and their limits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from enum import Enum
+
+from .config_checks import expect, positive
+from .errors import ConfigError
+from .packing import Section
+
+__all__ = ["ResourceLimits", "Target", "TargetKind", "TaskConfig"]
+
+
+class TargetKind(Enum):
+    PYTHON = "python"
+    EXEC = "exec"
+    AGENT = "agent"
+
+
+class Target(Section, frozen=True, kw_only=True):
+    """What a task runs. `words` is `[module, attribute path]` for `python`, else the program and its arguments."""
+
+    kind: TargetKind
+    words: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, key: str = "target") -> Target:
+        expected = "python:package.module:function, exec:PROGRAM ARG… or agent:PROGRAM ARG…"
+        head, _, rest = text.partition(":")
+        try:
+            kind = TargetKind(head)
+            words = tuple(rest.split(":")) if kind is TargetKind.PYTHON else tuple(shlex.split(rest))
+        except ValueError:
+            raise ConfigError(key, text, expected) from None
+        identifiers = ".".join(words).split(".")
+        if kind is TargetKind.PYTHON and (len(words) != 2 or not all(name.isidentifier() for name in identifiers)):
+            raise ConfigError(key, text, expected)
+        if not words or not words[0] or any("\0" in word for word in words):
+            raise ConfigError(key, text, expected)
+        return cls(kind=kind, words=words)
+
+
+class ResourceLimits(Section, frozen=True, kw_only=True):
+    """Limits of one instance; None leaves the kernel's own. In force before its program starts."""
+
+    memory_bytes: int | None = None
+    cpu_seconds: int | None = None
+    open_files: int | None = None
+    nice: int | None = None
+    cpu_affinity: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "cpu_seconds", "open_files"):
+            value = getattr(self, name)
+            expect(f"limits.{name}", value, value is None or value > 0, "a number above 0")
+        expect("limits.open_files", self.open_files, self.open_files is None or self.open_files >= 16, "16 or more")
+        expect("limits.nice", self.nice, self.nice is None or -20 <= self.nice <= 19, "-20 to 19")
+        usable = os.sched_getaffinity(0)
+        expect(
+            "limits.cpu_affinity",
+            self.cpu_affinity,
+            self.cpu_affinity is None or (self.cpu_affinity and usable.issuperset(self.cpu_affinity)),
+            f"a list of CPUs out of {sorted(usable)}",
+        )
+
+    def over(self, below: ResourceLimits) -> ResourceLimits:
+        """These limits where set, else those of `below`."""
+        pairs = {name: getattr(self, name) for name in self.__struct_fields__}
+        return ResourceLimits(**{k: getattr(below, k) if v is None else v for k, v in pairs.items()})
+
+
+class TaskConfig(Section, frozen=True, kw_only=True):
+    """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run."""
+
+    target: str
+    min_instances: int = 1
+    concurrency: int = 1
+    prefetch: int = 0
+    start_timeout_s: float = 10.0
+    stop_timeout_s: float = 5.0
+    environment: dict[str, str] = {}
+    working_dir: str | None = None
+    limits: ResourceLimits = ResourceLimits()
+
+    def __post_init__(self) -> None:
+        Target.parse(self.target)
+        expect("min_instances", self.min_instances, 0 <= self.min_instances <= 1000, "0 to 1000")
+        expect("concurrency", self.concurrency, 1 <= self.concurrency <= 1000, "1 to 1000")
+        expect("prefetch", self.prefetch, 0 <= self.prefetch <= 1000, "0 to 1000")
+        positive("", self, "start_timeout_s", "stop_timeout_s")
+        for name, value in self.environment.items():
+            expect(
+                "environment", name, name and "=" not in name and "\0" not in name + value, "NAME = value without NUL"
+            )
+
+    @property
+    def parsed_target(self) -> Target:
+        return Target.parse(self.target)
