@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from enum import Enum
@@ -10,7 +11,20 @@ from .config_checks import expect, positive
 from .errors import ConfigError
 from .packing import Section
 
-__all__ = ["ResourceLimits", "Target", "TargetKind", "TaskConfig"]
+__all__ = ["OnBreach", "ResourceLimits", "Target", "TargetKind", "TaskConfig"]
+
+
+_POSITIVE = (
+    "memory_bytes",
+    "cpu_cores",
+    "cpu_seconds",
+    "open_files",
+    "file_size_bytes",
+    "processes",
+    "disk_bytes",
+    "network_bytes_per_s",
+    "execution_timeout_s",
+)
 
 
 class TargetKind(Enum):
@@ -42,20 +56,42 @@ class Target(Section, frozen=True, kw_only=True):
         return cls(kind=kind, words=words)
 
 
+class OnBreach(Enum):
+    """What happens to an instance that exceeds a limit which is only watched."""
+
+    KILL = "kill"
+    RECYCLE = "recycle"  # as soon as what it runs has ended
+    WARN = "warn"
+
+
 class ResourceLimits(Section, frozen=True, kw_only=True):
-    """Limits of one instance; None leaves the kernel's own. In force before its program starts."""
+    """Limits of one instance; None leaves the kernel's own. In force before its program starts.
+
+    `network_bytes_per_s` is the traffic between the instance's agent and the pool, both ways together.
+    `execution_timeout_s` ends an execution, and an instance that does not let go of it. `on_breach` (default: kill) is
+    for what is watched, not enforced.
+    """
 
     memory_bytes: int | None = None
+    cpu_cores: float | None = None
     cpu_seconds: int | None = None
     open_files: int | None = None
+    file_size_bytes: int | None = None
+    processes: int | None = None
+    disk_bytes: int | None = None
+    network_bytes_per_s: int | None = None
     nice: int | None = None
     cpu_affinity: tuple[int, ...] | None = None
+    execution_timeout_s: float | None = None
+    on_breach: OnBreach | None = None
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "cpu_seconds", "open_files"):
+        for name in _POSITIVE:
             value = getattr(self, name)
-            expect(f"limits.{name}", value, value is None or value > 0, "a number above 0")
+            expect(f"limits.{name}", value, value is None or 0 < value < math.inf, "a number above 0")
         expect("limits.open_files", self.open_files, self.open_files is None or self.open_files >= 16, "16 or more")
+        rate = self.network_bytes_per_s
+        expect("limits.network_bytes_per_s", rate, rate is None or rate >= 1024, "1024 or more")
         expect("limits.nice", self.nice, self.nice is None or -20 <= self.nice <= 19, "-20 to 19")
         usable = os.sched_getaffinity(0)
         expect(

@@ -112,7 +112,7 @@ __all__ = [
 ]
 
 MAGIC = int.from_bytes(b"SPEARSEG", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 PAGE = 4096
 CACHE_LINE = 64
 STORES_ARE_ORDERED = platform.machine() in {"x86_64", "AMD64", "i686"}

@@ -31,7 +31,7 @@ from .vocabulary import (
     SeatState,
 )
 
-__all__ = ["OTHER_NAME", "Board", "Loss", "Seat"]
+__all__ = ["OTHER_NAME", "AgentState", "Board", "Loss", "Seat"]
 
 _HEARTBEAT, _STATE, _INCARNATION, _PID, _OCCUPIED = range(len(LIVENESS))
 _OPENED = COUNTER["connections_opened"]
@@ -44,6 +44,18 @@ class Loss(NamedTuple):
 
     connections: int
     executions: int
+
+
+class AgentState(NamedTuple):
+    """What a worker says of an instance in `vocabulary.AGENT_FIELDS`; generation 0: nothing. Executions that it was
+    given, bytes both ways, and how often these had to wait for its rate, are counted per worker and generation."""
+
+    generation: int
+    connections: int
+    in_flight: int
+    executions: int
+    bytes: int
+    throttled: int
 
 
 class Seat:
@@ -174,7 +186,8 @@ class Seat:
         """What this worker has of an instance: agent connections, and executions in flight on them."""
         first = row * len(AGENT_FIELDS)
         if self._agents[first] != generation:
-            self._agents[first] = 0
+            for word in range(first, first + len(AGENT_FIELDS)):
+                self._agents[word] = 0
         self._agents[first + 1] = connections
         self._agents[first + 2] = in_flight
         self._agents[first] = generation
@@ -185,11 +198,22 @@ class Seat:
         if self._agents[first] == generation:
             self._agents[first + 2] = in_flight
 
-    def agent(self, row: int) -> tuple[int, int, int]:
-        """Generation (0: none), connections and executions in flight of an instance here."""
+    def count_execution(self, row: int, generation: int) -> None:
+        """The instance was given one more execution here."""
         first = row * len(AGENT_FIELDS)
-        generation, connections, in_flight = self._agents[first : first + len(AGENT_FIELDS)].tolist()
-        return generation, connections, in_flight
+        if self._agents[first] == generation:
+            self._agents[first + 3] += 1
+
+    def count_traffic(self, row: int, generation: int, size_bytes: int, throttled: int) -> None:
+        """So many bytes went to and came from the instance here, which had to wait for its rate so many times."""
+        first = row * len(AGENT_FIELDS)
+        if self._agents[first] == generation:
+            self._agents[first + 4] += size_bytes
+            self._agents[first + 5] += throttled
+
+    def agent(self, row: int) -> AgentState:
+        first = row * len(AGENT_FIELDS)
+        return AgentState(*self._agents[first : first + len(AGENT_FIELDS)].tolist())
 
     # What the supervisor books for a dead occupant
 

@@ -204,9 +204,21 @@ HISTOGRAMS: tuple[str, ...] = (
 TASK_HISTOGRAMS: tuple[str, ...] = ("execution_duration_ns", "execution_queue_ns")
 BOARD: tuple[str, ...] = ("free", "queued", "since_ns")
 LIVENESS: tuple[str, ...] = ("heartbeat_ns", "state", "incarnation", "pid", "occupied_ns")
-AGENT_FIELDS: tuple[str, ...] = ("generation", "connections", "in_flight")
+AGENT_FIELDS: tuple[str, ...] = ("generation", "connections", "in_flight", "executions", "bytes", "throttled")
 
-LIMITS: tuple[str, ...] = ("memory_bytes", "cpu_seconds", "open_files", "nice", "cpu_affinity")
+LIMITS: tuple[str, ...] = (
+    "memory_bytes",
+    "cpu_cores",
+    "cpu_seconds",
+    "open_files",
+    "file_size_bytes",
+    "processes",
+    "disk_bytes",
+    "network_bytes_per_s",
+    "nice",
+    "cpu_affinity",
+    "execution_timeout_s",
+)
 """Limits of an instance in the order of their places in its row; `cpu_affinity` is told as a number of CPUs."""
 
 LIMIT_FIELDS: tuple[str, ...] = ("level", "value", "usage", "breaches")
@@ -253,8 +265,8 @@ NO_MESSAGE_TYPE = 0xFF
 NAME_BYTES = 64
 NAME_TABLE_HEAD: tuple[str, ...] = ("used", "refused")
 TASK_WORDS = 16
-LIMIT_SLOTS = 8
-ROW_WORDS = 64
+LIMIT_SLOTS = 12
+ROW_WORDS = 80
 ROW_LIMITS_WORD = 16
 ROW_LABEL_WORD = ROW_LIMITS_WORD + LIMIT_SLOTS * len(LIMIT_FIELDS)
 

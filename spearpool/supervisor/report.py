@@ -135,15 +135,15 @@ class Report:
     def _worker(self, row: InstanceRow) -> int | None:
         """The slot of the worker that has the agent: what its seat says, else who accepted the connection."""
         for seat in self._seats:
-            generation, connections, _ = seat.agent(row.instance.row)
-            if row.owner and connections and generation == row.instance.generation:
+            agent = seat.agent(row.instance.row)
+            if row.owner and agent.connections and agent.generation == row.instance.generation:
                 return seat.index // 2
         return ConnectionId.unpack(row.owner).slot if row.owner else None
 
     def _in_flight(self, row: InstanceRow) -> int:
         """What all workers together have in flight at an instance."""
         agents = (seat.agent(row.instance.row) for seat in self._seats)
-        return sum(in_flight for generation, _, in_flight in agents if generation == row.instance.generation)
+        return sum(agent.in_flight for agent in agents if agent.generation == row.instance.generation)
 
     def _tasks(self, instances: list[Document]) -> list[Document]:
         totals = self._rollup.task_totals()

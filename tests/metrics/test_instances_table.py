@@ -77,7 +77,7 @@ def test_a_row_tells_everything_to_any_reader(segment: Segment, table: Instances
 
 
 def test_every_configurable_limit_has_its_place() -> None:
-    assert set(LIMITS) == set(ResourceLimits.__struct_fields__)
+    assert {*LIMITS, "on_breach"} == set(ResourceLimits.__struct_fields__)
 
 
 def test_the_stage_is_the_last_one_reached(table: InstancesTable) -> None:

@@ -140,7 +140,7 @@ def test_a_plan_that_cannot_be(arguments: Any, message: str) -> None:
     ("changed", "message"),
     [
         ({"magic": 0}, "magic .* not a segment, or one that is not complete"),
-        ({"layout_version": 2}, "layout_version = 2: expected 1"),
+        ({"layout_version": 1}, "layout_version = 1: expected 2"),
         ({"generation_front": 8}, "generation = .8, 7.: expected two equal stamps"),
         ({"generation_front": 0, "generation_back": 0}, "generation"),
         ({"schema_bytes": 0}, "schema_bytes = 0"),

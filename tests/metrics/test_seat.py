@@ -107,7 +107,7 @@ def test_an_heir_counts_on_and_begins_the_present_anew(segment: Segment, seat: S
     seat.vacate()
     board = Board(segment)
     assert (board.capacity(0, 1), board.since_ns(1)[0], board.arrived(0, 1)) == ((0, 0), 0, 0)
-    assert seat.agent(2) == (0, 0, 0)
+    assert seat.agent(2) == (0, 0, 0, 0, 0, 0)
     assert seat.gauges.tolist() == [0] * len(seat.gauges)
 
     heir = Seat(segment, 0)
@@ -150,12 +150,12 @@ def test_names_run_out_into_other(seat: Seat) -> None:
 def test_what_a_seat_says_of_an_instance(seat: Seat) -> None:
     seat.set_agent(3, 5, 1, 2)
     seat.set_agent(4, 1, 1, 0)
-    assert [seat.agent(row) for row in (2, 3, 4)] == [(0, 0, 0), (5, 1, 2), (1, 1, 0)]
+    assert [seat.agent(row)[:3] for row in (2, 3, 4)] == [(0, 0, 0), (5, 1, 2), (1, 1, 0)]
     seat.set_agent(3, 6, 1, 0)
-    assert seat.agent(3) == (6, 1, 0)
+    assert seat.agent(3)[:3] == (6, 1, 0)
     seat.set_in_flight(3, 6, 4)
     seat.set_in_flight(3, 5, 9)  # the row was given away meanwhile
-    assert seat.agent(3) == (6, 1, 4)
+    assert seat.agent(3)[:3] == (6, 1, 4)
 
 
 def test_what_died_with_an_occupant_is_booked_once(segment: Segment, seat: Seat) -> None:
@@ -263,3 +263,18 @@ def test_counters_grow_across_kills(tmp_path: Path) -> None:
             reader.book_crash()
             reader.vacate()
             assert reader.open_connections() == 0
+
+
+def test_what_an_agent_did_here_is_counted_for_its_generation(segment: Segment) -> None:
+    seat = Seat(segment, 0)
+    seat.set_agent(3, 5, 1, 0)
+    seat.count_execution(3, 5)
+    seat.count_traffic(3, 5, 100, 1)
+    seat.set_agent(3, 5, 0, 0)
+    seat.set_agent(3, 5, 1, 0)  # it left, and came back
+    seat.count_traffic(3, 5, 20, 0)
+    seat.count_execution(3, 4)  # an earlier namesake's
+    seat.count_traffic(3, 4, 7, 7)
+    assert seat.agent(3) == (5, 1, 0, 1, 120, 1)
+    seat.set_agent(3, 6, 1, 0)
+    assert seat.agent(3) == (6, 1, 0, 0, 0, 0)

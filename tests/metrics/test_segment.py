@@ -332,8 +332,8 @@ assert not list(room.iterdir())
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_memory_filesystem_that_is_really_too_small(tmp_path: Path) -> None:
-    """A tmpfs of 1 MiB in a mount namespace of its own: an error with the figure that fits, no SIGBUS."""
-    mount = f"mount -t tmpfs -o size=1m none {tmp_path}"
+    """A tmpfs of 1250 KiB in a mount namespace of its own: an error with the figure that fits, no SIGBUS."""
+    mount = f"mount -t tmpfs -o size=1250k none {tmp_path}"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("may not mount in a user namespace here")
     program = [sys.executable, "-c", FILL_UP.format(room=tmp_path)]
@@ -343,7 +343,7 @@ def test_a_memory_filesystem_that_is_really_too_small(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     create, plan = done.stdout.splitlines()
     assert create.startswith("cannot allocate")
-    assert "No space left on device, 1048576 bytes are free" in create
+    assert "No space left on device, 1282048 bytes are free" in create
     assert create.endswith("set monitoring.metrics_buffer_size to 512 or less")
     assert plan.endswith("set monitoring.metrics_buffer_size to 512 or less")
 
