@@ -21,6 +21,7 @@ from .errors import ConfigError
 from .packing import Section, UnpackError, from_plain
 
 __all__ = [
+    "BudgetConfig",
     "ConnectionManagerConfig",
     "MonitoringConfig",
     "PoolConfig",
@@ -136,6 +137,19 @@ class MonitoringConfig(Section, frozen=True, kw_only=True):
         )
 
 
+class BudgetConfig(Section, frozen=True, kw_only=True):
+    """What all instances together may reserve by their limits; 0 means what the host has."""
+
+    instances: int = 0
+    memory_bytes: int = 0
+    cpu_cores: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            expect(f"budget.{name}", value, 0 <= value < math.inf, "0 (the host's), or a finite number above 0")
+
+
 class SecurityConfig(Section, frozen=True, kw_only=True):
     """`validator = "module:function"` is asked about tokens that are not spearpool's own."""
 
@@ -159,6 +173,7 @@ class Settings(Section, frozen=True, kw_only=True):
     connections: ConnectionManagerConfig = ConnectionManagerConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
     limits: ResourceLimits = ResourceLimits()
+    budget: BudgetConfig = BudgetConfig()
     security: SecurityConfig = SecurityConfig()
     tasks: dict[str, TaskConfig] = {}
 
@@ -205,6 +220,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "connections": ConnectionManagerConfig,
     "monitoring": MonitoringConfig,
     "limits": ResourceLimits,
+    "budget": BudgetConfig,
     "security": SecurityConfig,
 }
 

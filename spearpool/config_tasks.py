@@ -108,10 +108,21 @@ class ResourceLimits(Section, frozen=True, kw_only=True):
 
 
 class TaskConfig(Section, frozen=True, kw_only=True):
-    """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run."""
+    """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run.
+
+    There are `min_instances` to `max_instances` (0: the same, and at least one), as many as there is work for and
+    `warm_spare` more; what was not needed for `idle_timeout_s` ends. An instance is replaced after `max_executions`,
+    after `max_age_s` or when it holds `max_memory_bytes`, a little earlier at random; 0 means never.
+    """
 
     target: str
     min_instances: int = 1
+    max_instances: int = 0
+    warm_spare: int = 0
+    idle_timeout_s: float = 60.0
+    max_executions: int = 0
+    max_age_s: float = 0.0
+    max_memory_bytes: int = 0
     concurrency: int = 1
     prefetch: int = 0
     start_timeout_s: float = 10.0
@@ -123,13 +134,28 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         Target.parse(self.target)
         expect("min_instances", self.min_instances, 0 <= self.min_instances <= 1000, "0 to 1000")
+        least = max(self.min_instances, self.warm_spare)
+        expect("warm_spare", self.warm_spare, 0 <= self.warm_spare <= 1000, "0 to 1000")
+        expect(
+            "max_instances",
+            self.max_instances,
+            self.max_instances == 0 or least <= self.max_instances <= 1000,
+            f"0, or from min_instances and warm_spare ({least}) to 1000",
+        )
         expect("concurrency", self.concurrency, 1 <= self.concurrency <= 1000, "1 to 1000")
         expect("prefetch", self.prefetch, 0 <= self.prefetch <= 1000, "0 to 1000")
-        positive("", self, "start_timeout_s", "stop_timeout_s")
+        positive("", self, "start_timeout_s", "stop_timeout_s", "idle_timeout_s")
+        for name in ("max_executions", "max_age_s", "max_memory_bytes"):
+            value = getattr(self, name)
+            expect(name, value, 0 <= value < math.inf, "0 (never), or a finite number above 0")
         for name, value in self.environment.items():
             expect(
                 "environment", name, name and "=" not in name and "\0" not in name + value, "NAME = value without NUL"
             )
+
+    @property
+    def most_instances(self) -> int:
+        return self.max_instances or max(1, self.min_instances, self.warm_spare)
 
     @property
     def parsed_target(self) -> Target:

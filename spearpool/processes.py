@@ -21,6 +21,7 @@ __all__ = [
     "become_subreaper",
     "children_of",
     "descendants",
+    "host_free_bytes",
     "kill_descendants",
     "kill_tree",
     "own_children",
@@ -74,6 +75,12 @@ def private_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def host_free_bytes() -> int:
+    """Memory that new processes could use without swapping, by the kernel's own estimate."""
+    text = Path("/proc/meminfo").read_bytes()
+    return int(text.partition(b"MemAvailable:")[2].split(maxsplit=1)[0]) * 1024
 
 
 def children_of(pid: int) -> list[int]:

@@ -39,19 +39,56 @@ def reload(name: str, as_json: bool) -> None:
 
 @click.command()
 @name_option
-@click.argument("target", metavar="workers=N")
+@click.argument("target", metavar="workers=N|TASK=MIN..MAX")
 @json_option
 def scale(name: str, target: str, as_json: bool) -> None:
-    """Run with N workers from now on, 1 to pool.max_workers; no connection is lost.
+    """Run with N workers from now on, 1 to pool.max_workers, or with MIN to MAX instances of a task.
+
+    No connection is lost, and instances that are too many finish what they have. TASK=N means TASK=N..N.
 
     \b
     Example:
       spearpool scale workers=8
+      spearpool scale thumb=0..4
     """
     what, _, number = target.partition("=")
-    if what != "workers" or not number.lstrip("-").isdecimal():
-        raise click.UsageError(f"{target!r}: expected workers=N with a whole number N")
-    _carry_out(name, "scale", {"workers": int(number)}, as_json)
+    if what == "workers":
+        if not number.lstrip("-").isdecimal():
+            raise click.UsageError(f"{target!r}: expected workers=N with a whole number N")
+        _carry_out(name, "scale", {"workers": int(number)}, as_json)
+        return
+    low, dots, high = number.partition("..")
+    if not what or not low.isdecimal() or (dots and not high.isdecimal()):
+        raise click.UsageError(f"{target!r}: expected workers=N, or TASK=MIN..MAX with whole numbers")
+    _scale_task(name, {"task": what, "minimum": int(low), "maximum": int(high or low)}, as_json)
+
+
+def _scale_task(name: str, arguments: Document, as_json: bool) -> None:
+    """Set a task's bounds, and wait until its instances are within them."""
+    pool = pool_named(name)
+    begun = time.monotonic()
+    staff = ask(pool.endpoints.ask, "scale", arguments, timeout_s=ASK_S)
+    told = None
+    while not staff["minimum"] <= staff["ready"] <= staff["maximum"] or staff["starting"]:
+        if not as_json and told != staff["ready"]:
+            told = staff["ready"]
+            click.echo(f"task {staff['task']} · {told} instances · {staff['minimum']}..{staff['maximum']} wanted")
+        if staff["waits_for"] or not staff["available"]:
+            break
+        time.sleep(POLL_S)
+        staff = ask(pool.endpoints.ask, "task", {"task": arguments["task"]}, timeout_s=ASK_S)
+    took_s = time.monotonic() - begun
+    if as_json:
+        print_json({"name": name, **staff, "took_s": round(took_s, 3)})
+    if staff["waits_for"]:
+        raise PoolError(f"task {staff['task']} has {staff['ready']} instances: not enough {staff['waits_for']}")
+    if not staff["available"]:
+        raise PoolError(f"task {staff['task']}: its instances fail: {staff['reason']}")
+    if not as_json:
+        click.echo(
+            f"task {staff['task']} has {staff['ready']} instances, {staff['minimum']}..{staff['maximum']} wanted"
+            f" · {took_s:.1f} s"
+        )
 
 
 def _carry_out(name: str, command: str, arguments: Document, as_json: bool) -> None:

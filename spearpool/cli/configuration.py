@@ -11,6 +11,7 @@ from click.shell_completion import get_completion_class
 from spearpool.config import load
 from spearpool.instances.artifact import check_tasks
 from spearpool.packing import to_plain
+from spearpool.supervisor.plans import check_budget
 
 from .output import json_option, print_json
 
@@ -34,6 +35,7 @@ def check(file: Path, as_json: bool) -> None:
     """
     settings = load(file, os.environ)
     check_tasks(settings)
+    check_budget(settings)
     if as_json:
         print_json(to_plain(settings))
     else:

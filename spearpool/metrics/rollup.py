@@ -8,8 +8,9 @@ is read before what begins it, so that open connections and open executions are 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from .histogram import quantile
 from .names import NameTable
 from .segment import Segment
 from .vocabulary import (
+    BOARD,
     CLOSED,
     COUNTER,
     COUNTERS,
@@ -33,7 +35,7 @@ from .vocabulary import (
     SeatState,
 )
 
-__all__ = ["Latency", "Rollup", "SeatLife"]
+__all__ = ["AgentSums", "Latency", "Rollup", "SeatLife"]
 
 Words = npt.NDArray[np.int64]
 
@@ -70,6 +72,15 @@ class Latency:
     p99: float | None
 
 
+class AgentSums(NamedTuple):
+    """Instances as `Seat.agent` tells of them, over all seats: a list each, an element per instance."""
+
+    in_flight: Sequence[int]
+    executions: Sequence[int]
+    bytes: Sequence[int]
+    throttled: Sequence[int]
+
+
 class Rollup:
     """The reader of one segment. Remembers how far it has read each ring, and what of it came too late."""
 
@@ -83,6 +94,8 @@ class Rollup:
         self._booked_tasks: Words = self._seats("booked_tasks")[:, :, : len(TASK_COUNTERS)]
         self._liveness = self._seats("liveness")[:, : len(LIVENESS)]
         self._handed = self._seats("handed")
+        self._board = self._seats("board")
+        self._agents = self._seats("agents")
         self._histograms = self._seats("histograms")
         self._task_histograms = self._seats("task_histograms")
         self._intents = self._seats("ring_state")[:, 0]
@@ -169,6 +182,18 @@ class Rollup:
         return dict(enumerate(self.segment.tasks.names())) | {
             self.layout.columns - 1: self.segment.task_name(self.layout.columns - 1)
         }
+
+    def queued(self) -> dict[str, int]:
+        """How many executions wait for an instance of each task, at all workers."""
+        waiting = self._board[:, :, BOARD.index("queued")].sum(axis=0)
+        return {name: int(waiting[column]) for column, name in self.task_names().items()}
+
+    def agents(self, rows: Sequence[int], generations: Sequence[int]) -> AgentSums:
+        """What all workers together say of these instances, in the order of `rows`."""
+        words = self._agents[:, rows]
+        words = words * (words[:, :, :1] == np.asarray(generations, np.int64)[None, :, None])
+        _, _, in_flight, executions, size, throttled = _over_seats(words).T.tolist() if rows else [()] * 6
+        return AgentSums(in_flight, executions, size, throttled)
 
     def latencies(self) -> dict[str, Latency]:
         """Histograms of the whole pool that are not empty, and those of each task as `NAME{TASK}`."""

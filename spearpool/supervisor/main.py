@@ -23,6 +23,7 @@ from spearpool.runtime_dir import RuntimeDir, StateDir
 
 from . import signals
 from .activation import given_listener
+from .plans import check_budget
 from .warden import Warden
 
 __all__ = ["run"]
@@ -46,6 +47,7 @@ def run(
     signals.hold()
     log.configure("supervisor", json_lines=not sys.stderr.isatty(), stream=sys.stderr)
     check_tasks(settings)
+    check_budget(settings)
     runtime_dir = RuntimeDir.locate(settings.pool.name, environ)
     state = StateDir.locate(settings.pool.name, environ, state_dir)
     given = given_listener(environ, os.getpid())

@@ -153,6 +153,7 @@ class Report:
             for instance in instances:
                 if instance["task"] == name:
                     counts[instance["state"]] += 1
+            staff = self._staff.staff_of(name)
             counts["failed"] = self._staff.failures(name)
             queued = sum(self._board.capacity(seat.index, column)[1] for seat in self._seats)
             stages = totals.get(name, {})
@@ -167,6 +168,9 @@ class Report:
                     "instances": counts,
                     "queued": queued,
                     "in_flight": max(0, received - ended - queued),
+                    "min_instances": staff.minimum,
+                    "max_instances": staff.maximum,
+                    "wanted": staff.wanted,
                     "problem": self._staff.problem(name),
                 }
             )

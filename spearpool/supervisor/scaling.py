@@ -1,163 +1,198 @@
-"""How many instances of each task to start, and when: the pure part of staffing.
+"""How many instances each task has, and when: the pure part of staffing.
 
-`handle(event, now, random)` takes what happened to an instance and returns what to do; the caller performs it, and
-calls again with `Tick` at `next_deadline()`. Per task, the missing instances are started at once, over all tasks at
-most `max_starting` at a time, the task with the fewest starting ones first.
+`handle(event, now, random)` takes what happened and returns what to do; the caller performs it, and calls again with
+`Tick` at `next_deadline()`.
 
-A **failure** is an instance that ended before it was ready or soon after it. Failures in a row delay the next start of
-that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a while, then
-one trial at a time. From then on the task is *unavailable* (clients get 503 with the reason at once, instead of
+**How many.** Between its plan's minimum and maximum, a task has as many instances as it has work for (`demand`), plus
+its warm spare. What is missing is started at once, over all tasks at most `max_starting` at a time, the task with the
+fewest starting ones first; whatever is starting counts, so one need is never answered twice. What is too much is
+retired, the instance that was idle longest first, and none that works.
+
+**Within the budget.** What an instance may use is reserved before it is started (`budget`). While something is too
+scarce the task waits, and says for what; if it has work and no instance at all, an idle one that another task can do
+without makes room.
+
+**Replaced.** An instance that has reached one of its plan's limits (each a little earlier, at random, lest all reach it
+at once), or that is of an earlier version of its task, is replaced: one at a time per task, and its successor is ready
+before it goes, unless the budget has no room for both.
+
+**Failing.** A failure is an instance that ended before it was ready or soon after it. Failures in a row delay the next
+start of that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a while,
+then one trial at a time. From then on the task is *unavailable* (clients get 503 with the reason at once, instead of
 waiting in a queue that nothing empties) as long as no instance is ready. A task *recovers*, and its failures are
 forgotten, when it has had a ready instance and no failure for `settled_s`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
-from spearpool.backoff import Backoff, Breaker
+from spearpool.backoff import Breaker
 
-__all__ = [
-    "Action",
-    "Availability",
-    "Event",
-    "InstanceEnded",
-    "InstanceReady",
-    "Scaling",
-    "ScalingPolicy",
-    "StartInstance",
-    "Stop",
-    "TaskStaff",
-    "Tick",
-]
+from .budget import Budget
+from .demand import Demand
+from .scaling_moves import (
+    Action,
+    Availability,
+    Event,
+    InstanceEnded,
+    InstanceReady,
+    Load,
+    Observed,
+    Recycle,
+    Replan,
+    Retire,
+    ScalingPolicy,
+    StartInstance,
+    Stop,
+    TaskPlan,
+    TaskStaff,
+    Tick,
+)
 
+__all__ = ["JITTER", "Scaling"]
 
-@dataclass(frozen=True, slots=True)
-class InstanceReady:
-    """An instance that `StartInstance` asked for is ready."""
-
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceEnded:
-    """An instance that `StartInstance` asked for is gone, or could not even be launched.
-
-    `was_ready`: an `InstanceReady` was told of it. `failed`: its end counts as a failure; `reason` says what happened.
-    """
-
-    task: str
-    was_ready: bool
-    failed: bool
-    reason: str
+JITTER = 0.1
+"""By how much earlier than its limit an instance may be replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Start no more instances."""
+@dataclass(slots=True, eq=False)
+class _Member:
+    """One instance. `share` is the part of its plan's limits at which it is due; `cause` says why it is to go."""
+
+    number: int
+    task: _Task
+    plan: TaskPlan
+    ready_at: float = math.inf
+    used_at: float = -math.inf
+    share: float = 1.0
+    executions: int = 0
+    memory_bytes: int = 0
+    busy: bool = False
+    cause: str = ""
+    retiring: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_at < math.inf
+
+    @property
+    def stays(self) -> bool:
+        return not self.cause and not self.retiring
+
+    def due(self, now: float) -> str:
+        """Why it must be replaced, `""` when it need not."""
+        plan = self.task.plan
+        if self.plan.version != plan.version:
+            return "its task was reloaded"
+        if plan.max_executions and self.executions >= plan.max_executions * self.share:
+            return f"it was given {self.executions} executions (max_executions = {plan.max_executions})"
+        if plan.max_age_s and now - self.ready_at >= plan.max_age_s * self.share:
+            return f"it has lived for {now - self.ready_at:.0f} s (max_age_s = {plan.max_age_s:g})"
+        if plan.max_memory_bytes and self.memory_bytes >= plan.max_memory_bytes * self.share:
+            return f"it holds {self.memory_bytes} bytes (max_memory_bytes = {plan.max_memory_bytes})"
+        return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = InstanceReady | InstanceEnded | Stop | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class StartInstance:
-    """Start one instance; answered by `InstanceReady` and `InstanceEnded`, or by `InstanceEnded` alone."""
-
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class Availability:
-    """Whether the task can be served has changed; `reason` is for clients and `status`."""
-
-    task: str
-    available: bool
-    reason: str
-
-
-Action = StartInstance | Availability
-
-
-@dataclass(frozen=True, slots=True)
-class ScalingPolicy:
-    max_starting: int = 8
-    settled_s: float = 10.0
-    backoff: Backoff = Backoff(base_s=0.1, cap_s=10.0)
-    breaker_limit: int = 5
-    breaker_window_s: float = 30.0
-    breaker_open_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class TaskStaff:
-    """One task as `status` shows it. `failures` counts those in a row; `reason` tells the last one, if any."""
-
-    task: str
-    wanted: int
-    starting: int
-    ready: int
-    failures: int
-    available: bool
-    reason: str
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
     name: str
-    wanted: int
+    plan: TaskPlan
     breaker: Breaker
+    demand: Demand
     start_at: float
-    starting: int = 0
-    ready: int = 0
+    load: Load = Load(0, 0)
+    members: dict[int, _Member] = field(default_factory=dict)
     failures: int = 0
     failed_at: float = -math.inf
     serving_since: float = math.inf
     tripped: bool = False
     available: bool = True
     reason: str = ""
+    waits_for: str = ""
+    wanted: int = 0
+    given_up: bool = False
+
+    @property
+    def starting(self) -> int:
+        return sum(not member.ready for member in self.members.values())
+
+    @property
+    def ready(self) -> int:
+        return sum(member.ready and not member.retiring for member in self.members.values())
+
+    @property
+    def staying(self) -> int:
+        """Those that are there, or on their way, and are not to go."""
+        return sum(member.stays for member in self.members.values())
+
+    @property
+    def outgoing(self) -> list[_Member]:
+        """Those that go as soon as they can be spared."""
+        members = self.members.values()
+        return [member for member in members if member.cause and member.ready and not member.retiring]
 
     @property
     def lacks_one(self) -> bool:
-        """Whether one more may be started as soon as `start_at` has come."""
-        missing = self.wanted - self.starting - self.ready
-        return missing > 0 and not (self.tripped and self.starting)
+        """Whether one more may be started as soon as `start_at` has come; a successor goes beyond the maximum."""
+        living = sum(not member.retiring for member in self.members.values())
+        leaving = living > self.staying
+        room = living < self.plan.maximum + leaving
+        return self.staying < self.wanted and room and not (self.tripped and self.starting)
+
+    def plan_for(self, now: float) -> None:
+        """How many instances it should have now."""
+        plan = self.plan
+        needed = self.demand.needed(now) + plan.warm_spare
+        self.wanted = 0 if self.given_up else max(plan.minimum, min(plan.maximum, needed))
+
+    def idle(self) -> list[_Member]:
+        """Instances that stay and do nothing, the one that was idle longest first."""
+        idle = [member for member in self.members.values() if member.ready and member.stays and not member.busy]
+        return sorted(idle, key=lambda member: max(member.used_at, member.ready_at))
+
+    def working(self) -> list[_Member]:
+        return [member for member in self.members.values() if member.ready and member.stays and member.busy]
 
 
 class Scaling:
-    """`wanted` maps each task to the number of instances it should have. The first event starts them."""
+    """`plans` maps each task to its plan. The first event starts what they want."""
 
-    def __init__(self, wanted: Mapping[str, int], policy: ScalingPolicy, now: float) -> None:
+    def __init__(self, plans: Mapping[str, TaskPlan], budget: Budget, policy: ScalingPolicy, now: float) -> None:
         self._policy = policy
+        self._budget = budget
+        self._host_free_bytes = math.inf
         self._stopped = False
-        self._tasks = {
-            name: _Task(
-                name,
-                count,
-                Breaker(policy.breaker_limit, policy.breaker_window_s, policy.breaker_open_s),
-                start_at=now,
-            )
-            for name, count in wanted.items()
-        }
+        self._numbers = itertools.count(1)
+        self._members: dict[int, _Member] = {}
+        self._tasks = {name: self._new_task(name, plan, now) for name, plan in plans.items()}
+        for task in self._tasks.values():
+            task.plan_for(now)
+
+    def _new_task(self, name: str, plan: TaskPlan, now: float) -> _Task:
+        policy = self._policy
+        breaker = Breaker(policy.breaker_limit, policy.breaker_window_s, policy.breaker_open_s)
+        return _Task(name, plan, breaker, Demand(plan.idle_timeout_s), start_at=now)
 
     def handle(self, event: Event, now: float, random: float) -> list[Action]:
         """What to do now. `random` is uniform in [0, 1)."""
         match event:
             case InstanceReady():
-                task = self._tasks[event.task]
-                task.starting -= 1
-                task.ready += 1
-                task.serving_since = min(task.serving_since, now)
+                self._ready(self._members[event.number], now, random)
             case InstanceEnded():
-                self._ended(self._tasks[event.task], event, now, random)
+                self._ended(self._members.pop(event.number), event, now, random)
+            case Observed():
+                self._observe(event, now)
+            case Replan():
+                self._replan(event.plans, now)
+            case Recycle():
+                wanted = self._members.get(event.number)
+                if wanted is not None and wanted.stays:
+                    wanted.cause = event.cause
             case Stop():
                 self._stopped = True
             case Tick():
@@ -165,37 +200,62 @@ class Scaling:
             case _:
                 assert_never(event)
         for task in self._tasks.values():
+            task.plan_for(now)
             if self._recovers_at(task) <= now:
                 task.breaker.succeeded()
                 task.failures = 0
                 task.tripped = False
                 task.reason = ""
-        return [*self._availability(), *self._starts(now)]
+        changes = self._availability()
+        if self._stopped:
+            return changes
+        return [*changes, *self._retirements(now), *self._starts(now)]
 
     def next_deadline(self) -> float:
         """Monotonic time at which `handle(Tick(), …)` has something to do; infinity when nothing is awaited."""
         times = [self._recovers_at(task) for task in self._tasks.values()]
         if not self._stopped and self._starting < self._policy.max_starting:
-            times += [task.start_at for task in self._tasks.values() if task.lacks_one]
+            waiting = (task for task in self._tasks.values() if task.lacks_one and not task.waits_for)
+            times += [task.start_at for task in waiting]
         return min(times, default=math.inf)
 
     def snapshot(self) -> tuple[TaskStaff, ...]:
         return tuple(
-            TaskStaff(task.name, task.wanted, task.starting, task.ready, task.failures, task.available, task.reason)
+            TaskStaff(
+                task.name,
+                task.wanted,
+                task.starting,
+                task.ready,
+                task.failures,
+                task.available,
+                task.reason,
+                task.plan.minimum,
+                task.plan.maximum,
+                task.waits_for,
+                sum(member.plan.version != task.plan.version for member in task.members.values()),
+            )
             for task in self._tasks.values()
         )
 
     @property
     def _starting(self) -> int:
-        return sum(task.starting for task in self._tasks.values())
+        return sum(not member.ready for member in self._members.values())
 
-    def _ended(self, task: _Task, event: InstanceEnded, now: float, random: float) -> None:
-        if event.was_ready:
-            task.ready -= 1
-            if not task.ready:
-                task.serving_since = math.inf
-        else:
-            task.starting -= 1
+    # What is heard
+
+    def _ready(self, member: _Member, now: float, random: float) -> None:
+        member.ready_at = now
+        member.share = 1.0 - JITTER * random
+        member.task.serving_since = min(member.task.serving_since, now)
+
+    def _ended(self, member: _Member, event: InstanceEnded, now: float, random: float) -> None:
+        task = member.task
+        del task.members[member.number]
+        self._budget.give_back(member.plan.need)
+        if not task.ready:
+            task.serving_since = math.inf
+        if task.given_up and not task.members:
+            del self._tasks[task.name]
         if not event.failed:
             return
         task.breaker.failed(now)
@@ -205,8 +265,51 @@ class Scaling:
         task.failed_at = now
         task.reason = event.reason
 
+    def _observe(self, seen: Observed, now: float) -> None:
+        self._host_free_bytes = seen.host_free_bytes
+        worked: dict[_Task, int] = {}
+        for member in self._members.values():
+            member.busy = member.number in seen.in_use
+        for number, executions in seen.in_use.items():
+            user = self._members.get(number)
+            if user is not None:
+                user.used_at, user.executions = now, executions
+                worked[user.task] = worked.get(user.task, 0) + 1
+        for number, held in seen.memory_bytes.items():
+            if number in self._members:
+                self._members[number].memory_bytes = held
+        for name, load in seen.loads.items():
+            task = self._tasks.get(name)
+            if task is not None:
+                task.load = load
+                task.demand.observe(now, load.queued, load.in_flight, task.plan.concurrency, task.staying)
+                task.demand.worked(now, worked.get(task, 0))
+
+    def _replan(self, plans: Mapping[str, TaskPlan | None], now: float) -> None:
+        for name, plan in plans.items():
+            task = self._tasks.get(name)
+            if plan is None:
+                if task is not None:
+                    self._give_up(task)
+            elif task is None:
+                self._tasks[name] = self._new_task(name, plan, now)
+            else:
+                if plan.version != task.plan.version:  # what failed before need not fail now
+                    task.breaker.succeeded()
+                    task.start_at, task.failures, task.tripped, task.reason = now, 0, False, ""
+                task.plan, task.given_up = plan, False
+                task.demand.idle_timeout_s = plan.idle_timeout_s
+
+    def _give_up(self, task: _Task) -> None:
+        if task.members:
+            task.given_up = True
+        else:
+            del self._tasks[task.name]
+
     def _recovers_at(self, task: _Task) -> float:
         return max(task.failed_at, task.serving_since) + self._policy.settled_s if task.failures else math.inf
+
+    # What is said
 
     def _availability(self) -> list[Action]:
         changes: list[Action] = []
@@ -218,13 +321,75 @@ class Scaling:
                 changes.append(Availability(task.name, available, reason))
         return changes
 
+    def _retirements(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for task in self._tasks.values():
+            self._mark_one(task, now)
+            fresh = sum(member.ready and member.stays for member in task.members.values())
+            if fresh >= task.wanted:
+                actions += [self._retire(member, member.cause) for member in task.outgoing]
+            cause = "it is not needed any more"
+            candidates = task.idle()
+            if task.given_up:
+                cause = "its task was removed"
+                candidates += task.working()
+            elif task.staying > task.plan.maximum:
+                cause = f"there are to be at most {task.plan.maximum}"
+                candidates += task.working()
+            excess = max(0, task.staying - task.wanted)
+            actions += [self._retire(member, cause) for member in candidates[:excess]]
+        return actions
+
+    def _mark_one(self, task: _Task, now: float) -> None:
+        """The next one to be replaced, unless somebody is just now."""
+        if task.given_up or any(member.cause and not member.retiring for member in task.members.values()):
+            return
+        for member in [*task.idle(), *task.working()]:
+            member.cause = member.due(now)
+            if member.cause:
+                return
+
+    def _retire(self, member: _Member, cause: str) -> Retire:
+        member.retiring = True
+        return Retire(member.number, cause)
+
     def _starts(self, now: float) -> list[Action]:
-        starts: list[Action] = []
-        while not self._stopped and self._starting < self._policy.max_starting:
+        actions: list[Action] = []
+        for task in self._tasks.values():
+            task.waits_for = ""
+        while self._starting < self._policy.max_starting:
             due = [task for task in self._tasks.values() if task.lacks_one and task.start_at <= now]
+            due = [task for task in due if not task.waits_for]
             if not due:
                 break
             task = min(due, key=lambda task: task.starting)
-            task.starting += 1
-            starts.append(StartInstance(task.name))
-        return starts
+            task.waits_for = self._budget.shortage(task.plan.need, self._host_free_bytes)
+            if task.waits_for:
+                actions += self._make_room(task)
+            else:
+                actions.append(self._start(task))
+        return actions
+
+    def _start(self, task: _Task) -> StartInstance:
+        member = _Member(next(self._numbers), task, task.plan)
+        self._members[member.number] = task.members[member.number] = member
+        self._budget.take(task.plan.need)
+        return StartInstance(task.name, member.number)
+
+    def _make_room(self, task: _Task) -> list[Action]:
+        """Something is too scarce for one more instance: one that is to be replaced goes first, or, where nobody is
+        there for the work that waits, an idle one of another task that has more than its minimum."""
+        if any(member.retiring for member in self._members.values()):
+            return []  # there will be room
+        for member in task.outgoing[:1]:
+            return [self._retire(member, member.cause)]
+        if task.ready or task.starting or not task.load.queued:
+            return []
+        spare = [
+            member
+            for other in self._tasks.values()
+            if other is not task and other.staying > other.plan.minimum and not other.load.queued
+            for member in other.idle()[:1]
+        ]
+        coldest = min(spare, key=lambda member: max(member.used_at, member.ready_at), default=None)
+        return [] if coldest is None else [self._retire(coldest, f"task {task.name!r} needs its room")]

@@ -1,7 +1,7 @@
 """The instances side of the supervisor: `scaling` decides how many, `ProcessRuntime` runs them, workers are told.
 
-Ends, failures and readiness flow from the runtime to the decisions; starts flow back; whether a task can be served
-flows on to all workers.
+Ends, failures and readiness flow from the runtime to the decisions, and so does what is seen of the work; starts and
+retirements flow back; whether a task can be served flows on to all workers. The decisions know an instance by a number.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Mapping
+from typing import assert_never
 
-from spearpool.config import Settings
-from spearpool.errors import InstanceStartError
+from spearpool.config import Settings, TaskConfig
+from spearpool.errors import ConfigError, InstanceStartError
 from spearpool.instances.instance import Instance
 from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed, ZygoteReady
 from spearpool.instances.lifecycle import longest_stop_s
@@ -20,13 +21,17 @@ from spearpool.instances.surroundings import Surroundings
 from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstanceRow
 from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.rollup import Rollup
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.worker.control import Claim, Released, SignalAgent, TaskState
 
-from . import scaling
+from . import scaling_moves as moves
 from .crew import Crew, Member
+from .observer import Observer
 from .owners import Owners
+from .plans import budget_of, plan_of, with_bounds
 from .premises import Premises
+from .scaling import Scaling
 
 __all__ = ["Staff"]
 
@@ -43,6 +48,7 @@ class Staff:
         crew: Crew,
         owners: Owners,
         monitoring: MonitoringService,
+        rollup: Rollup,
     ) -> None:
         self._settings = settings
         self._crew = crew
@@ -67,8 +73,13 @@ class Staff:
             on_end=self._ended,
         )
         now = time.monotonic()
-        wanted = {name: task.min_instances for name, task in settings.tasks.items()}
-        self._scaling = scaling.Scaling(wanted, scaling.ScalingPolicy(), now)
+        plans = {name: plan_of(task, settings.limits_of(name)) for name, task in settings.tasks.items()}
+        budget = budget_of(settings.budget, premises.segment.layout.rows)
+        self._scaling = Scaling(plans, budget, moves.ScalingPolicy(), now)
+        self._observer = Observer(rollup)
+        self._tasks: dict[str, TaskConfig] = dict(settings.tasks)
+        self._instances: dict[int, Instance] = {}  # by the number that scaling knows
+        self._numbers: dict[int, int] = {}  # that number, by launch
         self._states: dict[str, TaskState] = {}
         self._failures = dict.fromkeys(settings.tasks, 0)
         self._deadlines = {name: now + task.start_timeout_s for name, task in settings.tasks.items()}
@@ -99,13 +110,26 @@ class Staff:
 
     def tick(self) -> None:
         self._runtime.tick()
-        self._decide(scaling.Tick())
+        self.look()
+
+    def look(self) -> None:
+        """See how much work there is, and have as many instances as it takes."""
+        self._decide(self._observer.look(self._tasks))
 
     def sample_usage(self) -> None:
         self._runtime.sample_usage()
+        measured = ((number, one) for number, one in self._instances.items() if one.config.max_memory_bytes)
+        self._observer.measure(measured)
+
+    def scale(self, task: str, minimum: int, maximum: int) -> None:
+        """Have between so many and so many instances of a task. Raises `ConfigError`."""
+        self.staff_of(task)
+        config = with_bounds(self._tasks[task], minimum, maximum)
+        self._tasks[task] = config
+        self._decide(moves.Replan({task: plan_of(config, self._settings.limits_of(task))}))
 
     def hire_no_more(self) -> None:
-        self._decide(scaling.Stop())
+        self._decide(moves.Stop())
 
     def stop_all(self) -> None:
         self.hire_no_more()
@@ -124,21 +148,30 @@ class Staff:
     def settled(self, now: float) -> bool:
         """Whether each task has its instances, or has failed to get them in its time."""
         return all(
-            task.ready >= task.wanted or not task.available or now >= self._deadlines[task.task]
+            task.ready >= task.minimum or not task.available or task.waits_for or now >= self._deadlines[task.task]
             for task in self._scaling.snapshot()
         )
 
     def warnings(self) -> list[str]:
-        """Tasks that do not have all their instances, and why."""
+        """Tasks that do not have the instances that they should have, and why."""
+        short = [task for task in self._scaling.snapshot() if task.ready < task.minimum or task.waits_for]
         return [
-            f"task {task.task!r} has {task.ready} of {task.wanted} instances: {task.reason or 'not ready yet'}"
-            for task in self._scaling.snapshot()
-            if task.ready < task.wanted
+            f"task {task.task!r} has {task.ready} of {task.wanted} instances:"
+            f" {f'not enough {task.waits_for}' if task.waits_for else task.reason or 'not ready yet'}"
+            for task in short
         ]
 
+    def staff_of(self, task: str) -> moves.TaskStaff:
+        """How many instances the task has and wants, and what keeps it from them. Raises `ConfigError`."""
+        for staff in self._scaling.snapshot():
+            if staff.task == task:
+                return staff
+        raise ConfigError("task", task, f"one of: {', '.join(self._tasks) or 'none'}")
+
     def problem(self, task: str) -> str:
-        """The last failure of a task's instances in words, `""` when they are well."""
-        return next(staff.reason for staff in self._scaling.snapshot() if staff.task == task)
+        """The last failure of a task's instances in words, or what is too scarce for them; `""` when they are well."""
+        staff = self.staff_of(task)
+        return f"not enough {staff.waits_for}" if staff.waits_for else staff.reason
 
     def failures(self, task: str) -> int:
         """How many instances of the task have failed since the pool was started: ended as nobody wanted them to."""
@@ -153,33 +186,48 @@ class Staff:
 
     # Between the two
 
-    def _decide(self, event: scaling.Event) -> None:
+    def _decide(self, event: moves.Event) -> None:
         for action in self._scaling.handle(event, time.monotonic(), random.random()):
             match action:
-                case scaling.StartInstance():
-                    self._start(action.task)
-                case scaling.Availability():
+                case moves.StartInstance():
+                    self._start(action.task, action.number)
+                case moves.Retire():
+                    self._retire(self._instances[action.number], action.cause)
+                case moves.Availability():
                     state = TaskState(action.task, action.available, action.reason)
                     self._states[action.task] = state
                     self._crew.broadcast(state)
+                case _:
+                    assert_never(action)
 
-    def _start(self, task: str) -> None:
+    def _start(self, task: str, number: int) -> None:
         try:
-            self._runtime.create_instance(task, self._settings.tasks[task], self._settings.limits_of(task))
+            instance = self._runtime.create_instance(task, self._tasks[task], self._settings.limits_of(task))
         except InstanceStartError as error:
             self._failed(task, str(error))
-            self._decide(scaling.InstanceEnded(task, was_ready=False, failed=True, reason=str(error)))
+            self._decide(moves.InstanceEnded(number, failed=True, reason=str(error)))
+            return
+        self._instances[number] = instance
+        self._numbers[instance.launch] = number
+        self._observer.follow(self._instances)
+
+    def _retire(self, instance: Instance, cause: str) -> None:
+        self._log.info("an instance is retired", instance=instance.name, cause=cause)
+        self._runtime.stop_instance(instance)
 
     def _ready(self, instance: Instance) -> None:
-        self._decide(scaling.InstanceReady(instance.task))
+        self._decide(moves.InstanceReady(self._numbers[instance.launch]))
 
     def _ended(self, instance: Instance, reason: str, failed: bool) -> None:
+        number = self._numbers.pop(instance.launch)
+        del self._instances[number]
+        self._observer.follow(self._instances)
         self._owners.forget(instance.id)
         if instance.crashed:
             self._failed(instance.task, reason, instance.name)
         elif not instance.lifecycle.stop_wanted:
             self._log.warning("an instance ended", instance=instance.name, reason=reason)
-        self._decide(scaling.InstanceEnded(instance.task, instance.was_ready, failed, reason))
+        self._decide(moves.InstanceEnded(number, failed, reason))
 
     def _failed(self, task: str, reason: str, instance: str = "") -> None:
         self._failures[task] += 1

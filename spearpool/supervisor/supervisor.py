@@ -22,6 +22,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from enum import Enum
 from typing import Any, assert_never
 
@@ -46,6 +47,7 @@ from .commands import issue_token, number_of, seconds_of
 from .crew import Crew, Member
 from .notify import ServiceManager, ServiceState
 from .owners import Owners
+from .plans import check_budget
 from .premises import Premises, open_premises
 from .reload import worker_policy
 from .report import Report
@@ -135,11 +137,11 @@ class Supervisor:
         seat.occupy(0, premises.identity.pid)
         stack.callback(seat.vacate)
         monitoring = MonitoringService(seat, settings.monitoring, settings.connections.enable_monitoring)
-        self._staff = Staff(settings, self._environ, self._warden, premises, crew, owners, monitoring)
+        rollup = Rollup(premises.segment)
+        self._staff = Staff(settings, self._environ, self._warden, premises, crew, owners, monitoring, rollup)
         self._workers = Workers(
             settings, self._warden, premises, roster, crew, owners, self._staff, monitoring, self._reached
         )
-        rollup = Rollup(premises.segment)
         self._report = Report(settings, premises, roster, self._staff, rollup, self._started_at)
         self._bus = Bus(
             self._runtime_dir.path,
@@ -152,6 +154,7 @@ class Supervisor:
                 "token_issue": self._token_issue,
                 "reload": self._reload_command,
                 "scale": self._scale_command,
+                "task": self._task_command,
                 "change": self._change_command,
             },
         )
@@ -323,15 +326,28 @@ class Supervisor:
         """Raises `ConfigError` when the configuration is wrong now, `PoolError` when this is not the time."""
         settings = self._reread()
         check_tasks(settings)
+        check_budget(settings)
         change = self._workers.reload(settings)
         self._log.info("reloading", workers=change.workers)
         self._tell_manager()  # it may be over before the next tick
         return change
 
     def _scale_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if "task" in arguments:
+            return self._scale_task(arguments)
         change = self._workers.scale(number_of(arguments, "workers"))
         self._log.info("scaling", workers=change.workers)
         return change.document()
+
+    def _scale_task(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        task, bounds = str(arguments["task"]), (number_of(arguments, "minimum"), number_of(arguments, "maximum"))
+        self._staff.scale(task, *bounds)
+        self._log.info("scaling", task=task, minimum=bounds[0], maximum=bounds[1])
+        return asdict(self._staff.staff_of(task))
+
+    def _task_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The staff of one task."""
+        return asdict(self._staff.staff_of(str(arguments.get("task"))))
 
     def _change_command(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """How far it has got, asked again and again by whoever has begun it."""

@@ -202,6 +202,8 @@ class Workers:
                 self._decide(moves.Emptied(member.slot, member.incarnation))
             case control.LeaveWanted():
                 self._decide(moves.RenewRequested(member.slot, member.incarnation, "it was asked to end (SIGTERM)"))
+            case control.WorkWaits():
+                self._staff.look()
             case control.Claim():
                 if self._owners.claim(record, member):
                     self._staff.claimed(record)

@@ -23,13 +23,16 @@ from spearpool.protocol.messages import AuthRequest, Custom, Signal, SignalName
 
 from .belongings import AgentRecord
 from .connection import Connection
-from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent
+from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent, WorkWaits
 from .executions import Agent
 
-__all__ = ["LAST_WORDS_S", "Agents", "Roll"]
+__all__ = ["CALL_EVERY_S", "LAST_WORDS_S", "Agents", "Roll"]
 
 LAST_WORDS_S = 0.1
 """How long the connection of an instance that is gone stays open, so that what it said last is still read."""
+
+CALL_EVERY_S = 0.02
+"""How often the supervisor is told that work waits for a task: it looks by itself not much later."""
 
 MAX_NAMED = 10_000
 """How many executions an agent may name as still running."""
@@ -73,6 +76,7 @@ class Agents:
         self._requests = itertools.count(1)
         self._waiting: dict[int, tuple[Connection, list[str]]] = {}  # for a row, by request
         self._by_instance: dict[InstanceId, Connection] = {}
+        self._call_at: dict[str, float] = {}
 
     # --------------------------------------------------------------------------------------------- coming and going
 
@@ -144,6 +148,13 @@ class Agents:
     def _claim(self, connection: Connection, instance: InstanceId) -> None:
         connected_ns, authenticated_ns = int(connection.connected_at * 1e9), int(connection.authenticated_at * 1e9)
         self._tell(Claim(instance.row, instance.generation, connection.number, connected_ns, authenticated_ns))
+
+    def awaited(self, task: str, now: float) -> None:
+        """An execution waits here for an instance of a task: the supervisor may start one before it looks by itself."""
+        config = self._tasks[task]
+        if config.most_instances > config.min_instances and now >= self._call_at.get(task, 0.0):
+            self._call_at[task] = now + CALL_EVERY_S
+            self._tell(WorkWaits(task))
 
     # -------------------------------------------------------------------------------------------- the supervisor's word
 

@@ -41,6 +41,7 @@ __all__ = [
     "SupervisorEnd",
     "TaskState",
     "ToWorker",
+    "WorkWaits",
     "WorkerEnd",
     "supervisor_end",
     "worker_end",
@@ -211,6 +212,12 @@ class Emptied(Record, frozen=True):
     awaited: int
 
 
+class WorkWaits(Record, frozen=True):
+    """An execution begins to wait here for an instance of this task."""
+
+    task: str
+
+
 class LeaveWanted(Record, frozen=True):
     """Somebody sent this worker SIGTERM: it asks for an heir, and to be told to empty itself."""
 
@@ -230,7 +237,7 @@ ToWorker = (
     | Empty
     | Leave
 )
-FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained | Emptied | LeaveWanted
+FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained | Emptied | LeaveWanted | WorkWaits
 
 _TO_WORKER: Packer[ToWorker] = Packer(ToWorker)
 _FROM_WORKER: Packer[FromWorker] = Packer(FromWorker)

@@ -193,6 +193,7 @@ class TaskExecutionManager:
         self.run(self.dispatcher.submit(execution, now))
         if execution.place is Place.QUEUED:
             self._record(execution, ExecutionStage.QUEUED)
+            self.agents.awaited(execution.task, now)
 
     def _signalled(self, connection: Connection, request_id: int, signal: Signal, _size_bytes: int) -> None:
         """Cancel what the client submitted itself: named by execution id, or by its own request id in `data`."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 from spearpool.config import load
 from spearpool.instances.launch import ForkSpec, Launched, LaunchSpec, ZygoteSpec
 from spearpool.metrics.monitoring import MonitoringService
+from spearpool.metrics.rollup import Rollup
 from spearpool.metrics.seat import Seat
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import ConnectionId, InstanceId
@@ -112,7 +113,14 @@ class Office:
         seat.occupy(0, os.getpid())
         self.monitoring = MonitoringService(seat, self.settings.monitoring)
         self.staff = Staff(
-            self.settings, env.environ, self.recorder, self.premises, self.crew, self.owners, self.monitoring
+            self.settings,
+            env.environ,
+            self.recorder,
+            self.premises,
+            self.crew,
+            self.owners,
+            self.monitoring,
+            Rollup(self.premises.segment),
         )
 
     def heard(self, slot: int) -> list[ToWorker]:
