@@ -1,7 +1,7 @@
 """What all instances together may reserve of the pool's and the host's memory, CPUs and places. Pure.
 
-An instance reserves what its limits allow it to use, from its start to its end; one without a limit reserves nothing but
-its place. The host's own say is its free memory now: below `HOST_RESERVE_BYTES` nothing more is started, whatever the
+An instance reserves what its limits allow it to use, from its start to its end; one without a limit reserves its place
+only. The host's own say is its free memory now: below `HOST_RESERVE_BYTES` nothing more is started, whatever the
 reservations say.
 """
 

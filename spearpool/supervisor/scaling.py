@@ -17,10 +17,10 @@ at once), or that is of an earlier version of its task, is replaced: one at a ti
 before it goes, unless the budget has no room for both.
 
 **Failing.** A failure is an instance that ended before it was ready or soon after it. Failures in a row delay the next
-start of that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a while,
-then one trial at a time. From then on the task is *unavailable* (clients get 503 with the reason at once, instead of
-waiting in a queue that nothing empties) as long as no instance is ready. A task *recovers*, and its failures are
-forgotten, when it has had a ready instance and no failure for `settled_s`.
+start of that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a
+while, then one trial at a time. From then on the task is *unavailable* (clients get 503 with the reason at once,
+instead of waiting in a queue that nothing empties) as long as no instance is ready. A task *recovers*, and its failures
+are forgotten, when it has had a ready instance and no failure for `settled_s`.
 """
 
 from __future__ import annotations
@@ -324,10 +324,10 @@ class Scaling:
     def _retirements(self, now: float) -> list[Action]:
         actions: list[Action] = []
         for task in self._tasks.values():
-            self._mark_one(task, now)
             fresh = sum(member.ready and member.stays for member in task.members.values())
             if fresh >= task.wanted:
                 actions += [self._retire(member, member.cause) for member in task.outgoing]
+            self._mark_one(task, now)
             cause = "it is not needed any more"
             candidates = task.idle()
             if task.given_up:

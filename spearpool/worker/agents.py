@@ -125,6 +125,13 @@ class Agents:
         self._join(connection, connection.agent, instance, ())
         return True
 
+    def given(self, agent: Agent) -> None:
+        """Count an execution that the agent was given, and show how much it has in flight."""
+        instance = agent.instance
+        if instance is not None:
+            self._seat.count_execution(instance.row, instance.generation)
+            self._seat.set_in_flight(instance.row, instance.generation, len(agent.running))
+
     def busy(self, agent: Agent) -> None:
         """Show how much the agent has in flight."""
         instance = agent.instance

@@ -306,7 +306,7 @@ class TaskExecutionManager:
                 self.run(self.dispatcher.declined(agent, execution.execution_id, response, time.monotonic()))
             return
         agent.sent[number] = execution.execution_id
-        self.agents.busy(agent)
+        self.agents.given(agent)
         self._record(execution, ExecutionStage.DISPATCHED)
 
     def _forward(self, action: Forward) -> None:

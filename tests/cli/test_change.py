@@ -56,7 +56,10 @@ def test_scale_up_and_down(pool: LivePool) -> None:
         ("workers=many", "expected workers=N"),
         ("workers=", "expected workers=N"),
         ("workers", "expected workers=N"),
-        ("upper=1..3", "expected workers=N"),
+        ("nobody=1..3", "task = 'nobody': expected one of"),
+        ("upper=1..", "expected workers=N, or TASK=MIN..MAX"),
+        ("upper=..3", "expected workers=N, or TASK=MIN..MAX"),
+        ("=1", "expected workers=N, or TASK=MIN..MAX"),
     ],
 )
 def test_scaling_to_what_cannot_be(pool: LivePool, word: str, why: str) -> None:
