@@ -128,6 +128,13 @@ class Lifecycle:
             return self._follow(_STOP_BEGINS_WITH[self.phase], now)
         return self._follow(_ESCALATES_TO[self.phase], now)
 
+    def condemn(self, complaint: str, now: float) -> Order | None:
+        """It has to go at once, by its own fault. One that is ending already does so anyway."""
+        if self.stopping:
+            return None
+        self._complaint = complaint
+        return self._follow(Order.KILL, now)
+
     def hurry(self, now: float) -> Order | None:
         """The next step of a stop, without waiting for the present one."""
         self.deadline = now

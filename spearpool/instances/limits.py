@@ -94,7 +94,7 @@ class LimitWatch:
         self._wanted: dict[str, Any] = {
             name: value if name != "cpu_affinity" else frozenset(value)
             for name in LIMITS
-            if (value := getattr(limits, name)) is not None
+            if name in _KINDS and (value := getattr(limits, name)) is not None
         }
         self._breaches = dict.fromkeys(self._wanted, 0)
         self._loose: set[str] = set()

@@ -277,6 +277,10 @@ class ProcessRuntime:
         """End an instance: its agent is asked, then its process group gets SIGTERM, then its whole tree SIGKILL."""
         self._obey(instance, instance.lifecycle.stop(self._now_s()))
 
+    def condemn(self, instance: Instance, complaint: str) -> None:
+        """End its whole tree at once: it did what `complaint` says, and that is a crash."""
+        self._obey(instance, instance.lifecycle.condemn(complaint, self._now_s()))
+
     def stop_all(self) -> None:
         """End all instances and zygotes; they are gone when `all_gone`."""
         for instance in list(self._instances.values()):

@@ -19,12 +19,14 @@ __all__ = ["Observer"]
 
 @dataclass(slots=True)
 class _Roll:
-    """The instances that are looked at: parallel lists, and how many executions each was given at the last look."""
+    """The instances that are looked at: parallel lists. `counted` is what the seats said at the last look of how many
+    executions each was given, `given` how many it was: a dead worker's seat starts from zero again."""
 
     numbers: list[int]
     tasks: list[str]
     rows: list[int]
     generations: list[int]
+    counted: list[int]
     given: list[int]
 
 
@@ -33,19 +35,22 @@ class Observer:
 
     def __init__(self, rollup: Rollup) -> None:
         self._rollup = rollup
-        self._roll = _Roll([], [], [], [], [])
+        self._roll = _Roll([], [], [], [], [], [])
         self._memory: dict[int, int] = {}
         self._host_free = host_free_bytes()
 
     def follow(self, instances: Mapping[int, Instance]) -> None:
         """Look at these from now on."""
-        given = dict(zip(self._roll.numbers, self._roll.given, strict=True))
+        before = self._roll
+        known = dict(zip(before.numbers, zip(before.counted, before.given, strict=True), strict=True))
+        counts = [known.get(number, (0, 0)) for number in instances]
         self._roll = _Roll(
             list(instances),
             [instance.task for instance in instances.values()],
             [instance.id.row for instance in instances.values()],
             [instance.id.generation for instance in instances.values()],
-            [given.get(number, 0) for number in instances],
+            [counted for counted, _ in counts],
+            [given for _, given in counts],
         )
         self._memory = {number: held for number, held in self._memory.items() if number in instances}
 
@@ -62,15 +67,17 @@ class Observer:
         """How it stands with these tasks."""
         roll = self._roll
         sums = self._rollup.agents(roll.rows, roll.generations)
-        in_flight = dict.fromkeys(tasks, 0)
+        in_flight = dict.fromkeys((*tasks, *roll.tasks), 0)
         in_use: dict[int, int] = {}
-        for number, task, flying, given, before in zip(
-            roll.numbers, roll.tasks, sums.in_flight, sums.executions, roll.given, strict=True
+        for place, (flying, counted, before) in enumerate(
+            zip(sums.in_flight, sums.executions, roll.counted, strict=True)
         ):
-            if flying or given != before:
-                in_use[number] = given
-                in_flight[task] = in_flight.get(task, 0) + flying
-        roll.given = list(sums.executions)
+            grown = max(0, counted - before)
+            if flying or grown:
+                roll.given[place] += grown
+                in_use[roll.numbers[place]] = roll.given[place]
+                in_flight[roll.tasks[place]] += flying
+        roll.counted = list(sums.executions)
         queued = self._rollup.queued()
         loads = {task: Load(queued.get(task, 0), flying) for task, flying in in_flight.items()}
         return Observed(loads, in_use, self._memory, self._host_free)

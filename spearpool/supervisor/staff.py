@@ -18,12 +18,13 @@ from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed,
 from spearpool.instances.lifecycle import longest_stop_s
 from spearpool.instances.process_runtime import ProcessRuntime
 from spearpool.instances.surroundings import Surroundings
+from spearpool.instances.worker_limits import WorkerLimits
 from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstanceRow
 from spearpool.metrics.monitoring import MonitoringService
 from spearpool.metrics.rollup import Rollup
 from spearpool.protocol.identifiers import InstanceId
-from spearpool.worker.control import Claim, Released, SignalAgent, TaskState
+from spearpool.worker.control import Claim, Overran, Released, SignalAgent, TaskState
 
 from . import scaling_moves as moves
 from .crew import Crew, Member
@@ -32,6 +33,7 @@ from .owners import Owners
 from .plans import budget_of, plan_of, with_bounds
 from .premises import Premises
 from .scaling import Scaling
+from .traffic import TrafficCount
 
 __all__ = ["Staff"]
 
@@ -72,6 +74,7 @@ class Staff:
             on_ready=self._ready,
             on_end=self._ended,
         )
+        self._worker_limits = WorkerLimits(premises.table, TrafficCount(premises.segment), time.monotonic)
         now = time.monotonic()
         plans = {name: plan_of(task, settings.limits_of(name)) for name, task in settings.tasks.items()}
         budget = budget_of(settings.budget, premises.segment.layout.rows)
@@ -96,6 +99,18 @@ class Staff:
     def released(self, released: Released) -> None:
         self._runtime.released(InstanceId(released.row, released.generation))
 
+    def overran(self, overran: Overran) -> None:
+        """An execution reached its limit; an instance that does not let go of it is stuck. One that somebody else
+        started is not ours to end."""
+        instance = self._runtime.find(InstanceId(overran.row, overran.generation))
+        if instance is None:
+            return
+        if overran.held_s:
+            limit = f"its limit execution_timeout_s = {instance.limits.execution_timeout_s:g}"
+            self._runtime.condemn(instance, f"it did not let go of an execution {overran.held_s:.0f} s after {limit}")
+        else:
+            self._worker_limits.overran(instance)
+
     def disconnected(self, instances: Iterable[InstanceId]) -> None:
         """Their worker died; their agents will dial again."""
         for instance in instances:
@@ -118,6 +133,8 @@ class Staff:
 
     def sample_usage(self) -> None:
         self._runtime.sample_usage()
+        for instance in self._instances.values():
+            self._worker_limits.publish(instance)
         measured = ((number, one) for number, one in self._instances.items() if one.config.max_memory_bytes)
         self._observer.measure(measured)
 
@@ -216,6 +233,7 @@ class Staff:
         self._runtime.stop_instance(instance)
 
     def _ready(self, instance: Instance) -> None:
+        self._worker_limits.publish(instance)
         self._decide(moves.InstanceReady(self._numbers[instance.launch]))
 
     def _ended(self, instance: Instance, reason: str, failed: bool) -> None:
@@ -223,6 +241,7 @@ class Staff:
         del self._instances[number]
         self._observer.follow(self._instances)
         self._owners.forget(instance.id)
+        self._worker_limits.forget(instance)
         if instance.crashed:
             self._failed(instance.task, reason, instance.name)
         elif not instance.lifecycle.stop_wanted:

@@ -210,6 +210,8 @@ class Workers:
             case control.Released():
                 if self._owners.release(record):
                     self._staff.released(record)
+            case control.Overran():
+                self._staff.overran(record)
             case control.ExternalAgent():
                 self._owners.admit(member, record, self._premises.segment.task_index(record.task))
             case _:

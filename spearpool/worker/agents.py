@@ -25,6 +25,7 @@ from .belongings import AgentRecord
 from .connection import Connection
 from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent, WorkWaits
 from .executions import Agent
+from .overtime import Overtime
 
 __all__ = ["CALL_EVERY_S", "LAST_WORDS_S", "Agents", "Roll"]
 
@@ -56,6 +57,10 @@ class Roll(Protocol):
         """Its process is dead."""
         ...
 
+    def agent_overran(self, agent: Agent, execution_id: str, response: object, /) -> None:
+        """End an execution of the agent's with this answer; it has run as long as its task allows."""
+        ...
+
 
 class Agents:
     """`tell` sends a record to the supervisor; `seat` shows what each instance has in flight here."""
@@ -73,6 +78,7 @@ class Agents:
         self._seat = seat
         self._roll = roll
         self._tell = tell
+        self._overtime = Overtime(asyncio.get_running_loop(), tasks, roll.agent_overran, tell)
         self._requests = itertools.count(1)
         self._waiting: dict[int, tuple[Connection, list[str]]] = {}  # for a row, by request
         self._by_instance: dict[InstanceId, Connection] = {}
@@ -92,9 +98,9 @@ class Agents:
         config = self._tasks[task]
         declared = request.extra_params.get("concurrency", "")
         concurrency = int(declared) if declared.isdecimal() and len(declared) < 6 else config.concurrency
-        capacity = max(1, min(concurrency, config.concurrency)) + config.prefetch
+        concurrency = max(1, min(concurrency, config.concurrency))
         named = list(filter(None, request.extra_params.get("running", "").split(",")))[:MAX_NAMED]
-        connection.agent = Agent(connection, task, capacity, _who(identity))
+        connection.agent = self._agent(connection, task, concurrency + config.prefetch, identity)
         if identity.instance is not None:
             self._join(connection, connection.agent, identity.instance, named)
             return
@@ -107,6 +113,7 @@ class Agents:
         instance = agent.instance
         if instance is None:
             return  # it still waits for its row
+        self._overtime.left(agent)
         self._roll.agent_left(agent)
         if self._by_instance.get(instance) is connection:
             del self._by_instance[instance]
@@ -121,22 +128,33 @@ class Agents:
             return False
         peer = connection.session.peer
         assert peer is not None
-        connection.agent = Agent(connection, record.task, record.capacity, _who(peer))
+        connection.agent = self._agent(connection, record.task, record.capacity, peer)
         self._join(connection, connection.agent, instance, ())
         return True
 
     def given(self, agent: Agent) -> None:
-        """Count an execution that the agent was given, and show how much it has in flight."""
+        """The agent has been sent one more execution."""
         instance = agent.instance
         if instance is not None:
             self._seat.count_execution(instance.row, instance.generation)
-            self._seat.set_in_flight(instance.row, instance.generation, len(agent.running))
+        self.busy(agent)
 
     def busy(self, agent: Agent) -> None:
-        """Show how much the agent has in flight."""
+        """What the agent has in flight has changed: show how much it is, and see to the limit on its time."""
         instance = agent.instance
         if instance is not None:
             self._seat.set_in_flight(instance.row, instance.generation, len(agent.running))
+        if agent.timed:
+            self._overtime.look(agent)
+
+    def stop(self) -> None:
+        self._overtime.stop()
+
+    def _agent(self, connection: Connection, task: str, capacity: int, peer: Identity) -> Agent:
+        agent = Agent(connection, task, capacity, _who(peer))
+        agent.concurrency = max(1, capacity - self._tasks[task].prefetch)
+        agent.timed = self._overtime.times(task)
+        return agent
 
     def _task_of(self, identity: Identity) -> str:
         if identity.instance is None:
@@ -189,7 +207,7 @@ class Agents:
         instance = InstanceId(record.row, record.generation)
         connection = self._by_instance.get(instance)
         if connection is None:
-            self._roll.agent_gone(instance)
+            self._gone(instance)
             return
         if connection.agent is not None:
             self._roll.agent_retired(connection.agent)
@@ -197,6 +215,10 @@ class Agents:
 
     def _part(self, connection: Connection, instance: InstanceId) -> None:
         connection.close(CloseReason.REVOKED, "the instance's row was cleared")
+        self._gone(instance)
+
+    def _gone(self, instance: InstanceId) -> None:
+        self._overtime.gone(instance)
         self._roll.agent_gone(instance)
 
     def signal(self, record: SignalAgent) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Leave",
     "LeaveWanted",
     "Link",
+    "Overran",
     "Ready",
     "Released",
     "Rescue",
@@ -197,6 +198,16 @@ class ExternalAgent(Record, frozen=True):
     task: str
 
 
+class Overran(Record, frozen=True):
+    """An execution reached the limit `execution_timeout_s` of its task at this instance and was cancelled; or, with
+    `held_s`, the instance has not let go of it so long after that."""
+
+    row: int
+    generation: int
+    execution_id: str
+    held_s: float
+
+
 class Drained(Record, frozen=True):
     """Nothing is in flight any more, or the deadline passed with `abandoned` executions."""
 
@@ -237,7 +248,9 @@ ToWorker = (
     | Empty
     | Leave
 )
-FromWorker = Ready | StartFailed | Claim | Released | ExternalAgent | Drained | Emptied | LeaveWanted | WorkWaits
+FromWorker = (
+    Ready | StartFailed | Claim | Released | ExternalAgent | Overran | Drained | Emptied | LeaveWanted | WorkWaits
+)
 
 _TO_WORKER: Packer[ToWorker] = Packer(ToWorker)
 _FROM_WORKER: Packer[FromWorker] = Packer(FromWorker)

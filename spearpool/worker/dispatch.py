@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from spearpool.errors import ErrorCode
-from spearpool.protocol.identifiers import execution_incarnation
 
 from .books import Books, DispatchSnapshot
 from .executions import (
@@ -45,6 +44,7 @@ from .executions import (
     Place,
     Refuse,
     Relay,
+    Terminate,
 )
 from .lane import Lane
 from .neighbours import Board, Neighbours
@@ -125,13 +125,12 @@ class Dispatcher:
         lane.join(agent)
         for execution_id in dict.fromkeys(running):
             execution = self._books.executions.get(execution_id)
-            if execution is not None and _may_reattach(execution, agent):
+            if execution is not None and agent.may_have(execution):
                 self._books.detach(execution)
                 self._books.start(lane, execution, agent)
                 continue
             lane.hold(agent, execution_id, None)
-            incarnation = self._neighbour_of(execution_id)
-            if incarnation is not None:
+            if (incarnation := self._neighbours.acceptor_of(execution_id)) is not None:
                 actions.append(Located(incarnation, execution_id))
         self._placement.use_free(lane, actions)
         return actions
@@ -144,7 +143,7 @@ class Dispatcher:
         for execution_id, execution in agent.running.items():
             if execution is not None:
                 self._books.lose(execution, now)
-            elif (incarnation := self._neighbour_of(execution_id)) is not None:
+            elif (incarnation := self._neighbours.acceptor_of(execution_id)) is not None:
                 actions.append(Mislaid(incarnation, execution_id))
         agent.running.clear()
         self._placement.publish(lane)
@@ -180,7 +179,7 @@ class Dispatcher:
             self._books.end(execution)
             actions.append(Answer(execution, response))
         else:
-            incarnation = self._neighbour_of(execution_id)
+            incarnation = self._neighbours.acceptor_of(execution_id)
             if incarnation is not None:
                 told = incarnation
                 actions.append(Relay(incarnation, execution_id, response))
@@ -190,11 +189,11 @@ class Dispatcher:
     def answered_late(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
         """An agent's final answer to what it finished while it was disconnected, and so did not name on joining."""
         execution = self._books.executions.get(execution_id)
-        if execution is not None and _may_reattach(execution, agent):
+        if execution is not None and agent.may_have(execution):
             self._books.detach(execution)
             self._books.end(execution)
             return [Answer(execution, response)]
-        incarnation = self._neighbour_of(execution_id)
+        incarnation = self._neighbours.acceptor_of(execution_id)
         return [] if incarnation is None else [Relay(incarnation, execution_id, response)]
 
     def declined(self, agent: Agent, execution_id: str, response: object, now: float) -> list[Action]:
@@ -208,8 +207,20 @@ class Dispatcher:
         self._placement.publish(lane)
         if execution is not None:
             return self._again(lane, execution, now)
-        incarnation = self._neighbour_of(execution_id)
+        incarnation = self._neighbours.acceptor_of(execution_id)
         return [] if incarnation is None else [Relay(incarnation, execution_id, response)]
+
+    def overran(self, agent: Agent, execution_id: str, response: object) -> list[Action]:
+        """It has run as long as its task allows: its origin gets this answer, and the agent is to let go of it."""
+        execution = agent.running[execution_id]
+        actions: list[Action] = [Terminate(agent, execution_id)]
+        if execution is not None:
+            self._books.detach(execution)
+            self._books.end(execution)
+            actions.append(Answer(execution, response))
+        elif (incarnation := self._neighbours.acceptor_of(execution_id)) is not None:
+            actions.append(Relay(incarnation, execution_id, response))
+        return actions
 
     # ------------------------------------------------------------------------------------------------------ neighbours
 
@@ -221,7 +232,9 @@ class Dispatcher:
         actions: list[Action] = []
         for lane in self._lanes.values():
             held = [name for agent in lane.agents for name, execution in agent.running.items() if execution is None]
-            actions += [Located(incarnation, name) for name in held if self._neighbour_of(name) == incarnation]
+            actions += [
+                Located(incarnation, name) for name in held if self._neighbours.acceptor_of(name) == incarnation
+            ]
             self._placement.pump(lane, actions)
             self._placement.use_free(lane, actions)
         return actions
@@ -373,11 +386,6 @@ class Dispatcher:
             return Refuse(execution, ErrorCode.OVERLOADED, f"the queue is full ({limit})", str(wait_ms))
         return None
 
-    def _neighbour_of(self, execution_id: str) -> int | None:
-        """The worker that accepted an execution, if we have a link to it."""
-        incarnation = execution_incarnation(execution_id)
-        return incarnation if incarnation is not None and incarnation in self._neighbours else None
-
     # ------------------------------------------------------------------------------------------ from place to place
 
     def _again(self, lane: Lane, execution: Execution, now: float) -> list[Action]:
@@ -390,9 +398,3 @@ class Dispatcher:
         if execution.place is Place.QUEUED and not lane.available:
             actions.append(self._placement.turn_away(execution, ErrorCode.DRAINING, lane.reason))
         return actions
-
-
-def _may_reattach(execution: Execution, agent: Agent) -> bool:
-    """Whether this agent may be the one that was lost with the execution."""
-    where = execution.place in {Place.LOST, Place.FORWARDED}
-    return where and execution.task == agent.task and execution.who in (None, agent.who)

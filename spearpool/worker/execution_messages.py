@@ -17,9 +17,19 @@ from spearpool.protocol.messages import (
     UnsetType,
 )
 
-from .executions import Ending, Execution
+from .executions import Agent, Ending, Execution
 
-__all__ = ["FINAL_STAGE", "ended", "failed", "named", "not_understood", "passed_on", "time_limit_s"]
+__all__ = [
+    "FINAL_STAGE",
+    "ended",
+    "failed",
+    "named",
+    "not_understood",
+    "overran",
+    "passed_on",
+    "request_answered",
+    "time_limit_s",
+]
 
 FINAL_STAGE = {
     ExecutionStatus.COMPLETED: ExecutionStage.COMPLETED,
@@ -84,6 +94,13 @@ def failed(task: str, error: str, execution_id: str, code: int) -> ExecuteRespon
     return ExecuteResponse(task, ExecutionStatus.FAILED, error=error, execution_id=execution_id, error_code=code)
 
 
+def overran(task: str, execution_id: str, limit_s: float) -> ExecuteResponse:
+    """The final answer to an execution that was ended at its task's limit."""
+    text = f"it ran longer than the limit of its task, execution_timeout_s = {limit_s:g}"
+    took_ms = int(limit_s * 1000)
+    return ExecuteResponse(task, ExecutionStatus.TIMEOUT, error=text, duration_ms=took_ms, execution_id=execution_id)
+
+
 def ended(execution: Execution, ending: Ending) -> ExecuteResponse:
     """The final answer to an execution that got none from its agent."""
     status, text = _ENDINGS[ending]
@@ -95,3 +112,18 @@ def ended(execution: Execution, ending: Ending) -> ExecuteResponse:
         execution_id=execution.execution_id,
         error_code=ErrorCode.OUTCOME_UNKNOWN if ending is Ending.OUTCOME_UNKNOWN else UNSET,
     )
+
+
+def request_answered(agent: Agent, number: int, response: ExecuteResponse) -> str:
+    """The execution that an agent's answer is about, "" when there is none.
+
+    It was sent over this very connection under this request id; or, named by the answer, under none: then the agent has
+    brought it along from an earlier connection, where request ids meant something else.
+    """
+    name = agent.sent.pop(number, "")
+    named = response.execution_id
+    if named is UNSET or named == name:
+        return name
+    if name:
+        agent.sent[number] = name
+    return "" if named in agent.sent.values() else named

@@ -78,7 +78,8 @@ class Agent:
     """One agent's connection.
 
     `who` is equal for connections of the same agent. `running` holds the ids that use its capacity, with None those
-    that nobody here waits for; `held` is the capacity of one that is suspended. `instance` (its row) and `sent`
+    that nobody here waits for, the oldest first; `held` is the capacity of one that is suspended. It runs
+    `concurrency` of them at a time; the clocks of one that is `timed` are `stuck`'s. `instance` (its row) and `sent`
     (execution ids by the request ids that carried them there) are the shell's.
     """
 
@@ -90,6 +91,13 @@ class Agent:
     held: int = 0
     instance: InstanceId | None = None
     sent: dict[int, str] = field(default_factory=dict)
+    concurrency: int = 1
+    timed: bool = False
+
+    def may_have(self, execution: Execution) -> bool:
+        """Whether this agent may be the one that was lost with the execution."""
+        where = execution.place in {Place.LOST, Place.FORWARDED}
+        return where and execution.task == self.task and execution.who in (None, self.who)
 
 
 @dataclass(slots=True, eq=False)

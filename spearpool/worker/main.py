@@ -27,6 +27,7 @@ from spearpool.config import Settings
 from spearpool.errors import ConfigError, SpearpoolError
 from spearpool.metrics import InstancesTable, MonitoringService, Seat, SeatState, Segment
 from spearpool.metrics.vocabulary import GAUGE
+from spearpool.packing import replace
 from spearpool.protocol.credentials import SecretValidator, TokenKey, Verifier
 
 from .connection_manager import ConnectionManager
@@ -162,7 +163,7 @@ class Worker:
             slot=setup.slot,
             incarnation=setup.incarnation,
             epoch=setup.epoch,
-            tasks=settings.tasks,
+            tasks={name: replace(task, limits=settings.limits_of(name)) for name, task in settings.tasks.items()},
             config=settings.connections,
             seat=self._seat,
             monitoring=monitoring,

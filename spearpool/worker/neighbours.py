@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from spearpool.protocol.identifiers import execution_incarnation
+
 from .executions import Execution, Place
 
 __all__ = ["MAX_INVITATIONS", "Board", "Neighbour", "Neighbours"]
@@ -132,6 +134,11 @@ class Neighbours:
 
     def get(self, incarnation: int) -> Neighbour | None:
         return self.by_incarnation.get(incarnation)
+
+    def acceptor_of(self, execution_id: str) -> int | None:
+        """The worker that accepted an execution, if we have a link to it."""
+        incarnation = execution_incarnation(execution_id)
+        return incarnation if incarnation is not None and incarnation in self else None
 
     def add(self, incarnation: int) -> None:
         self._board.publish_arrived(incarnation, 0)

@@ -38,7 +38,16 @@ from .belongings import Belongings
 from .connection import Connection
 from .control import FromWorker
 from .dispatch import Dispatcher
-from .execution_messages import FINAL_STAGE, ended, failed, named, not_understood, passed_on, time_limit_s
+from .execution_messages import (
+    FINAL_STAGE,
+    ended,
+    failed,
+    named,
+    not_understood,
+    passed_on,
+    request_answered,
+    time_limit_s,
+)
 from .executions import (
     CLIENT,
     Action,
@@ -160,6 +169,9 @@ class TaskExecutionManager:
     def agent_joined(self, agent: Agent, running: Sequence[str]) -> None:
         self.run(self.dispatcher.agent_joined(agent, running))
 
+    def agent_overran(self, agent: Agent, execution_id: str, response: object) -> None:
+        self.run(self.dispatcher.overran(agent, execution_id, response))
+
     def agent_retired(self, agent: Agent) -> None:
         self.dispatcher.agent_retired(agent)
 
@@ -218,7 +230,7 @@ class TaskExecutionManager:
         agent = connection.agent
         if agent is None or not response.status.final:
             return
-        name = _request_answered(agent, request_id, response)
+        name = request_answered(agent, request_id, response)
         if name in agent.running:
             self.run(self.dispatcher.answered(agent, name, response))
         elif name:
@@ -378,22 +390,8 @@ class TaskExecutionManager:
 
     def stop(self) -> None:
         """End what is left, and the links."""
+        self.agents.stop()
         self.run(self.dispatcher.abort())
         if self._timer is not None:
             self._timer.cancel()
         self.links.close()
-
-
-def _request_answered(agent: Agent, number: int, response: ExecuteResponse) -> str:
-    """The execution that an agent's answer is about, "" when there is none.
-
-    It was sent over this very connection under this request id; or, named by the answer, under none: then the agent has
-    brought it along from an earlier connection, where request ids meant something else.
-    """
-    name = agent.sent.pop(number, "")
-    named = response.execution_id
-    if named is UNSET or named == name:
-        return name
-    if name:
-        agent.sent[number] = name
-    return "" if named in agent.sent.values() else named

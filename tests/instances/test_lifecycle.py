@@ -208,3 +208,19 @@ def test_when_there_never_was_a_process() -> None:
 )
 def test_how_a_process_ended(code: int | None, signum: int | None, words: str) -> None:
     assert describe_exit(code, signum) == words
+
+
+def test_condemned() -> None:
+    life = ready()
+    assert life.condemn("it did wrong", BEGIN + 100.0) is Order.KILL
+    assert (life.phase, life.deadline) == (Phase.KILLED, math.inf)
+    assert life.crashed(BEGIN + 100.0, clean=False)
+    assert life.explain("was killed by signal SIGKILL", BEGIN + 100.0) == "it did wrong"
+    assert life.condemn("it did wrong again", BEGIN + 101.0) is None
+
+
+def test_one_that_is_ending_is_not_condemned() -> None:
+    life = connecting()
+    life.stop(BEGIN)
+    assert life.condemn("it did wrong", BEGIN) is None
+    assert not life.crashed(BEGIN, clean=False)

@@ -10,7 +10,7 @@ import time
 
 from spearpool.agent import Request
 
-__all__ = ["daemonise", "deaf", "echo", "fail", "pid", "sleep", "upper"]
+__all__ = ["daemonise", "deaf", "echo", "fail", "pid", "sleep", "stubborn", "upper"]
 
 
 def echo(request: Request) -> bytes:
@@ -37,6 +37,19 @@ def deaf(request: Request) -> None:
     end = time.monotonic() + float(request.args[0])
     while (left := end - time.monotonic()) > 0:
         time.sleep(left)
+
+
+def stubborn(request: Request) -> str:
+    """`child`: leave a child behind, and return its pid; `listen`: wait until cancelled; else sleep for so many
+    seconds, whoever cancels."""
+    match request.args:
+        case ["child"]:
+            return str(subprocess.Popen(["sleep", "600"]).pid)
+        case ["listen"]:
+            request.cancelled.wait()
+        case [seconds]:
+            time.sleep(float(seconds))
+    return "let go"
 
 
 def fail(request: Request) -> None:

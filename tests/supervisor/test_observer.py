@@ -43,6 +43,11 @@ def test_work_is_seen_over_all_seats_and_of_living_instances_only(runtime_env: R
         assert observer.look("ab").in_use == {first: 3}
         assert observer.look("ab").in_use == {}
 
+        two.set_agent(where.row, where.generation + 1, 0, 0)  # a worker died, and with it what it had counted
+        assert observer.look("ab").in_use == {}
+        one.count_execution(where.row, where.generation)
+        assert observer.look("ab").in_use == {first: 4}
+
         observer.follow({number: one for number, one in instances.items() if number != other})
         assert observer.look("ab").in_use == {}, "it is known how much it had been given"
 

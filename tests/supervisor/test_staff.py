@@ -14,7 +14,7 @@ from spearpool.protocol.credentials import TokenKey, Verifier
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.identity import Identity
 from spearpool.protocol.messages import AuthRequest
-from spearpool.worker.control import Released, RowCleared, SignalAgent, TaskState
+from spearpool.worker.control import Overran, Released, RowCleared, SignalAgent, TaskState
 from tests.conftest import RuntimeEnv, eventually
 from tests.supervisor.offices import AGENT, Office, office
 
@@ -93,6 +93,25 @@ def test_an_end_is_told_to_all_workers_counted_and_made_good(runtime_env: Runtim
 
         eventually(replaced, 5)
         assert bench.instance() != before
+
+
+def test_an_instance_that_is_stuck_is_killed_and_one_that_lets_go_is_not(runtime_env: RuntimeEnv) -> None:
+    tasks = {"a": {"target": AGENT, "limits": {"execution_timeout_s": 5}}}
+    with office(runtime_env, tasks=tasks) as bench:
+        found = bench.ready()
+        bench.staff.overran(Overran(found.row, found.generation, "1-1-1-1", 0.0))
+        (limit,) = bench.table.snapshots()[0].limits
+        assert (limit.name, limit.value, limit.breaches) == ("execution_timeout_s", 5, 1)
+        assert bench.recorder.kills == []
+        bench.staff.overran(Overran(found.row, found.generation + 1, "1-1-1-1", 1.0))
+        assert bench.recorder.kills == []
+        bench.staff.overran(Overran(found.row, found.generation, "1-1-1-1", 1.04))
+        ((launch, _),) = bench.recorder.launches
+        assert bench.recorder.kills == [launch]
+        bench.staff.handle(Exited(launch, 1, None, signal.SIGKILL))
+        assert bench.staff.failures("a") == 1
+        words = "it did not let go of an execution 1 s after its limit execution_timeout_s = 5"
+        assert bench.staff.problem("a").startswith(words)
 
 
 def test_ends_starts_and_restarts_are_counted_by_task(runtime_env: RuntimeEnv) -> None:

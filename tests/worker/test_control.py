@@ -24,7 +24,7 @@ def example(kind: type[Record]) -> Record:
         "available": True,
         "deadline_s": 1.5,
     }
-    texts = {"reason", "task", "signal", "instance_id"}
+    texts = {"reason", "task", "signal", "instance_id", "execution_id"}
     return kind(
         **{
             name: values.get(name, f"text {number}" if name in texts else number)

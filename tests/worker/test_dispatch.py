@@ -188,6 +188,26 @@ def test_times_out_at_a_neighbour(dispatcher: Dispatcher, board: PlainBoard) -> 
     assert dispatcher.bounced(1, name, 5.1) == []
 
 
+def test_overran_is_answered_and_its_place_stays_taken_until_the_agent_lets_go(dispatcher: Dispatcher) -> None:
+    agent, execution, behind = new_agent(), new_execution(), new_execution()
+    dispatcher.agent_joined(agent)
+    dispatcher.submit(execution, 0.0)
+    dispatcher.submit(behind, 0.0)
+    name = execution.execution_id
+    assert dispatcher.overran(agent, name, "late") == [Terminate(agent, name), Answer(execution, "late")]
+    assert (execution.place, behind.place, dispatcher.live) == (Place.ENDED, Place.QUEUED, 1)
+    assert dispatcher.overran(agent, name, "late") == [Terminate(agent, name)]
+    assert dispatcher.answered(agent, name, "too late") == [Dispatch(behind, agent)]
+
+
+def test_overran_reaches_the_worker_that_accepted_it(dispatcher: Dispatcher) -> None:
+    dispatcher.link_up(1, 0.0)
+    agent = new_agent()
+    dispatcher.agent_joined(agent, ["1-7-1-5"])
+    expected = [Terminate(agent, "1-7-1-5"), Relay(1, "1-7-1-5", "late")]
+    assert dispatcher.overran(agent, "1-7-1-5", "late") == expected
+
+
 def test_only_the_origin_cancels(dispatcher: Dispatcher) -> None:
     agent, execution = new_agent(), new_execution(origin="me")
     dispatcher.agent_joined(agent)

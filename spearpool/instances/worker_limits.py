@@ -1,0 +1,88 @@
+"""The limits that workers keep, in the instances table: `execution_timeout_s` and `network_bytes_per_s`.
+
+An instance's own process knows nothing of them. A worker times what it gave to the agent, and paces the agent's
+connection; what came of it is told by control record or stands in the workers' seats, and is published here. The table
+has whole numbers: a limit of less than a second is told as 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from spearpool.metrics.instances_table import InstancesTable
+from spearpool.metrics.vocabulary import LIMITS, LimitLevel
+from spearpool.protocol.identifiers import InstanceId
+
+from .instance import Instance
+
+__all__ = ["Traffic", "WorkerLimits"]
+
+_TIMEOUT = LIMITS.index("execution_timeout_s")
+_NETWORK = LIMITS.index("network_bytes_per_s")
+
+
+class Traffic(NamedTuple):
+    """What all workers together have counted of an instance: bytes both ways, and how often they had to wait."""
+
+    size_bytes: int = 0
+    throttled: int = 0
+
+
+@dataclass(slots=True)
+class _Account:
+    """What has been published of an instance. Seats of dead workers are cleared: of `traffic` only growth counts."""
+
+    seen_s: float
+    traffic: Traffic
+    waits: int = 0
+    overruns: int = 0
+
+
+class WorkerLimits:
+    """`traffic(instance)` adds up the seats; `clock` is monotonic seconds."""
+
+    def __init__(
+        self, table: InstancesTable, traffic: Callable[[InstanceId], Traffic], clock: Callable[[], float]
+    ) -> None:
+        self._table = table
+        self._traffic = traffic
+        self._clock = clock
+        self._accounts: dict[InstanceId, _Account] = {}
+
+    def publish(self, instance: Instance) -> None:
+        """The limits of an instance, what was used since the last time, and how often they were met."""
+        row, limits = instance.id.row, instance.limits
+        account = self._account(instance)
+        if limits.execution_timeout_s is not None:
+            self._table.set_usage(row, _TIMEOUT, 0, account.overruns)
+            self._table.set_limit(row, _TIMEOUT, math.ceil(limits.execution_timeout_s), LimitLevel.WATCHED)
+        if limits.network_bytes_per_s is not None:
+            rate = self._measure(instance.id, account)
+            self._table.set_usage(row, _NETWORK, rate, account.waits)
+            self._table.set_limit(row, _NETWORK, limits.network_bytes_per_s, LimitLevel.ENFORCED)
+
+    def overran(self, instance: Instance) -> None:
+        """An execution reached its limit at the instance."""
+        account = self._account(instance)
+        account.overruns += 1
+        self._table.set_usage(instance.id.row, _TIMEOUT, 0, account.overruns)
+
+    def forget(self, instance: Instance) -> None:
+        self._accounts.pop(instance.id, None)
+
+    def _account(self, instance: Instance) -> _Account:
+        account = self._accounts.get(instance.id)
+        if account is None:
+            account = self._accounts[instance.id] = _Account(self._clock(), Traffic())
+        return account
+
+    def _measure(self, instance: InstanceId, account: _Account) -> int:
+        """Bytes a second since the last time, both ways together."""
+        now, before, after = self._clock(), account.traffic, self._traffic(instance)
+        account.waits += max(0, after.throttled - before.throttled)
+        rate = max(0, after.size_bytes - before.size_bytes) / (now - account.seen_s) if now > account.seen_s else 0.0
+        account.seen_s, account.traffic = now, after
+        return int(rate)
