@@ -20,6 +20,7 @@ __all__ = [
     "ProcessIdentity",
     "become_subreaper",
     "children_of",
+    "cpu_seconds",
     "descendants",
     "host_free_bytes",
     "kill_descendants",
@@ -29,12 +30,14 @@ __all__ = [
     "private_bytes",
     "set_parent_death_signal",
     "start_ticks",
+    "tree_of",
     "wait_gone",
 ]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl  # looked up here, once, and not in each forked child
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _RESCAN_S = (0.001, 0.05)  # first and longest pause between two rounds of kill_descendants
 
 
@@ -137,16 +140,31 @@ def kill_descendants(root_pid: int, spare: Collection[int] = (), timeout_s: floa
             pause_s = min(2 * pause_s, longest_s)
 
 
+def tree_of(pid: int) -> list[int]:
+    """A process and its descendants by the kernel's lists of children, parents first; with the same gaps as a scan."""
+    tree = [pid]
+    for member in tree:  # grows as we go
+        tree += _listed_children(member)
+    return tree
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and the children that it has reaped have used; 0 when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as below
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0.0
+    return sum(map(int, text[text.rindex(b")") + 2 :].split()[11:15])) / _TICKS_PER_S
+
+
 def kill_tree(pid: int) -> None:
     """SIGKILL a process and its descendants, in one cheap round that never waits.
 
     It follows the kernel's lists of children instead of scanning /proc. What is born meanwhile, or is in a list that
     changes while it is read, escapes and comes to the nearest child subreaper as an orphan.
     """
-    tree = [pid]
-    for member in tree:  # grows as we go
-        tree += _listed_children(member)
-    for member in tree:
+    for member in tree_of(pid):
         _kill(member)
 
 

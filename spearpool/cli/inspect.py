@@ -111,7 +111,7 @@ def _print_instances(rows: list[Document]) -> None:
 
 
 def _limit(limit: Document) -> str:
-    show = size if limit["name"].endswith("_bytes") else str
+    show = size if "_bytes" in limit["name"] else lambda number: f"{number:g}"
     usage = "?" if limit["usage"] is None else show(limit["usage"])
     value = "unlimited" if limit["value"] < 0 and limit["name"] != "nice" else show(limit["value"])
     return f"{limit['name']} {value} {limit['level']} ({usage})"

@@ -11,6 +11,8 @@ Limits are the kernel's (`setrlimit`), per process, inherited by what the progra
   Go, Java, V8 or CUDA merely reserve by the gigabyte, so a limit that means something kills them at start. Shared
   memory and the page cache are not counted by RLIMIT_DATA.
 - `cpu_seconds` is RLIMIT_CPU: SIGXCPU at the limit, SIGKILL a second later.
+- `file_size_bytes` is RLIMIT_FSIZE: SIGXFSZ, or an error where that is ignored (as Python does), for a write beyond it,
+  into whatever file: its log is one.
 - `open_files` is RLIMIT_NOFILE, `nice` an absolute value, `cpu_affinity` a set of CPUs. Core dumps are always off.
 """
 
@@ -192,6 +194,7 @@ def _limit_memory(count: int) -> None:
 _LIMITS: dict[str, Callable[..., None]] = {
     "open_files": _limit_open_files,
     "cpu_seconds": lambda seconds: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1)),
+    "file_size_bytes": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "nice": lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),
     "cpu_affinity": lambda cpus: os.sched_setaffinity(0, cpus),
     "memory_bytes": _limit_memory,

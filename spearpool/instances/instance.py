@@ -10,10 +10,10 @@ from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
 from .lifecycle import Lifecycle, Phase
-from .limits import LimitWatch
 from .logs import InstanceLog
 from .places import Place
 from .progress import Progress
+from .watching import Watching
 
 __all__ = ["Instance", "InstanceView"]
 
@@ -46,7 +46,7 @@ class Instance:
     launch: int
     directory: Path | None = None  # private, removed at the end
     identity: ProcessIdentity | None = None
-    watch: LimitWatch | None = None
+    watch: Watching | None = None
     crashed: bool = False
 
     @property

@@ -19,10 +19,23 @@ from enum import Enum
 
 from spearpool.config import TaskConfig
 
-__all__ = ["SETTLED_S", "TERMINATE_S", "Lifecycle", "Order", "Phase", "describe_exit", "longest_stop_s"]
+__all__ = [
+    "REASON_CHARS",
+    "SETTLED_S",
+    "TERMINATE_S",
+    "Lifecycle",
+    "Order",
+    "Phase",
+    "describe_exit",
+    "longest_stop_s",
+    "shorten",
+]
 
 SETTLED_S = 10.0
 """An instance that ends sooner than this after it was ready has failed."""
+
+REASON_CHARS = 2000
+"""How much of a reason is told."""
 
 TERMINATE_S = 2.0
 """What an instance has between SIGTERM and SIGKILL."""
@@ -194,3 +207,8 @@ def describe_exit(code: int | None, signal: int | None) -> str:
     except ValueError:  # a real-time signal
         name = str(signal)
     return f"was killed by signal {name}"
+
+
+def shorten(reason: str) -> str:
+    """The end of a long reason: of a traceback, the part that says what is wrong."""
+    return reason if len(reason) <= REASON_CHARS else f"…{reason[-REASON_CHARS:]}"

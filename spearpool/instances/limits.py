@@ -6,7 +6,7 @@ asked for, and `watched` while it holds another one (a process may widen its own
 may not look. One psutil handle per process is kept, and used only while start time says that it is still the same
 process.
 
-A *breach* is counted where one can be seen: an end by SIGXCPU (or by SIGKILL, with the CPU time used up), and each time
+A *breach* is counted where one can be seen: an end by SIGXFSZ or SIGXCPU (or by SIGKILL, with the CPU time used up), and each time
 that a process loosened a limit by itself: a resource limit (with the right to do so, or by the second that RLIMIT_CPU
 leaves between soft and hard), a nice value, a set of CPUs. Nobody sees an allocation that RLIMIT_DATA refused, or an
 open that RLIMIT_NOFILE refused: these fail inside the program, which may go on. Usage next to the limit is the only
@@ -71,6 +71,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 _KINDS: dict[str, _Kind] = {
     "memory_bytes": _resource(psutil.RLIMIT_DATA, lambda process: process.memory_info().data),
     "cpu_seconds": _resource(psutil.RLIMIT_CPU, _cpu_seconds),
+    "file_size_bytes": _resource(psutil.RLIMIT_FSIZE, lambda _process: 0),  # nobody tells which file is the largest
     "open_files": _resource(psutil.RLIMIT_NOFILE, lambda process: process.num_fds()),
     "nice": _Kind(
         lambda process: process.nice(),
@@ -115,6 +116,9 @@ class LimitWatch:
 
     def ended(self, signum: int | None) -> str | None:
         """The process was ended by `signum`: the limit that did it, in words, counted as a breach; None if none did."""
+        if signum == signals.SIGXFSZ and "file_size_bytes" in self._wanted:
+            self._breaches["file_size_bytes"] += 1
+            return f"a file grew to its limit file_size_bytes = {self._wanted['file_size_bytes']}"
         limit = self._wanted.get("cpu_seconds")
         if limit is None:
             return None

@@ -32,19 +32,20 @@ from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
 from .artifact import ArtifactError, resolve_target
+from .disk_gauge import DiskGauge
 from .instance import Instance, InstanceView
 from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
-from .lifecycle import Lifecycle, Order, describe_exit
-from .limits import LimitWatch, Reading
+from .lifecycle import Lifecycle, Order, describe_exit, shorten
+from .limits import Reading
 from .logs import prune_logs
 from .places import Places
 from .progress import Progress
 from .surroundings import Surroundings, remove_tree
+from .watching import Watching
 from .zygotes import Zygote, Zygotes
 
 __all__ = ["Instance", "InstanceView", "ProcessRuntime"]
 
-_REASON_CHARS = 2000
 _NO_PROCESS = "was not launched"
 _RUNNER = ""
 """Key and target of the zygote that the instances of all `exec:` tasks are forked from."""
@@ -56,7 +57,7 @@ class ProcessRuntime:
     `token_for(id, name)` makes an instance's secret. `tell_agent(id, signal)` has the worker that owns its connection
     send a `Signal`; False when no worker does. `on_ready(instance)` is called once, `on_end(instance, reason, failed)`
     when the instance is gone; `failed` says that it ended unasked before it was ready or soon after. All of them may
-    call `create_instance`.
+    call `create_instance`. `on_breach(instance, breach)` tells of a watched limit that was exceeded.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ProcessRuntime:
         tell_agent: Callable[[InstanceId, str], bool],
         on_ready: Callable[[Instance], None],
         on_end: Callable[[Instance, str, bool], None],
+        on_breach: Callable[[Instance, str], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._launcher = launcher
@@ -82,6 +84,8 @@ class ProcessRuntime:
         self._tell_agent = tell_agent
         self._on_ready = on_ready
         self._on_end = on_end
+        self._on_breach = on_breach
+        self._gauge = DiskGauge()
         self._clock_ns = clock_ns
         self._next_launch: Callable[[], int] = itertools.count(1).__next__
         self._zygotes = Zygotes(launcher, self._next_launch)
@@ -200,7 +204,7 @@ class ProcessRuntime:
             case Launched():
                 self._launched(instance, record)
             case LaunchFailed():
-                self._end(instance, instance.lifecycle.explain_no_process(_shorten(record.reason)))
+                self._end(instance, instance.lifecycle.explain_no_process(shorten(record.reason)))
             case Exited():
                 breach = instance.watch.ended(record.signal) if instance.watch is not None else None
                 end = describe_exit(record.code, record.signal) + (f" ({breach})" if breach else "")
@@ -241,15 +245,16 @@ class ProcessRuntime:
         self._zygotes.remove(zygote)
         for launch in list(zygote.waiting):
             instance = self._instances[launch]
-            self._end(instance, instance.lifecycle.explain_no_process(_shorten(reason)))
+            self._end(instance, instance.lifecycle.explain_no_process(shorten(reason)))
 
     def _launched(self, instance: Instance, record: Launched) -> None:
         instance.identity = ProcessIdentity(record.pid, record.start_ticks)
         instance.lifecycle.launched()
         self._table.set_process(instance.id.row, record.pid, record.start_ticks)
         instance.progress.reached(InstanceStage.SPAWNED, record.forked_ns)
-        instance.watch = LimitWatch(instance.identity, instance.limits)
-        self._publish(instance, instance.watch.sample())
+        directory = instance.directory or Path(instance.config.working_dir or ".")
+        instance.watch = Watching(instance.identity, instance.limits, directory, self._gauge)
+        self._publish(instance, instance.watch.sample(self._now_s()))
 
     # --- what the workers report --------------------------------------------------------------------------------------
 
@@ -365,10 +370,14 @@ class ProcessRuntime:
 
         For about once a second.
         """
-        for instance in self._instances.values():
+        now = self._now_s()
+        for instance in list(self._instances.values()):
             instance.log.rotate()
             if instance.watch is not None:
-                self._publish(instance, instance.watch.sample())
+                self._publish(instance, instance.watch.sample(now))
+                breach = instance.watch.take_breach()
+                if breach and not instance.lifecycle.stopping:
+                    self._on_breach(instance, breach)
 
     def snapshot(self) -> list[InstanceView]:
         """The living ones, in the order of their requests."""
@@ -386,8 +395,3 @@ class ProcessRuntime:
 
     def _now_s(self) -> float:
         return self._clock_ns() / 1e9
-
-
-def _shorten(reason: str) -> str:
-    """The end of a long reason: of a traceback, the part that says what is wrong."""
-    return reason if len(reason) <= _REASON_CHARS else f"…{reason[-_REASON_CHARS:]}"

@@ -1,19 +1,17 @@
 """The limits that workers keep, in the instances table: `execution_timeout_s` and `network_bytes_per_s`.
 
 An instance's own process knows nothing of them. A worker times what it gave to the agent, and paces the agent's
-connection; what came of it is told by control record or stands in the workers' seats, and is published here. The table
-has whole numbers: a limit of less than a second is told as 1.
+connection; what came of it is told by control record or stands in the workers' seats, and is published here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from spearpool.metrics.instances_table import InstancesTable
-from spearpool.metrics.vocabulary import LIMITS, LimitLevel
+from spearpool.metrics.vocabulary import LIMIT_SCALES, LIMITS, LimitLevel
 from spearpool.protocol.identifiers import InstanceId
 
 from .instance import Instance
@@ -58,7 +56,9 @@ class WorkerLimits:
         account = self._account(instance)
         if limits.execution_timeout_s is not None:
             self._table.set_usage(row, _TIMEOUT, 0, account.overruns)
-            self._table.set_limit(row, _TIMEOUT, math.ceil(limits.execution_timeout_s), LimitLevel.WATCHED)
+            self._table.set_limit(
+                row, _TIMEOUT, int(limits.execution_timeout_s * LIMIT_SCALES["execution_timeout_s"]), LimitLevel.WATCHED
+            )
         if limits.network_bytes_per_s is not None:
             rate = self._measure(instance.id, account)
             self._table.set_usage(row, _NETWORK, rate, account.waits)

@@ -19,6 +19,7 @@ from .names import read_name, write_name
 from .segment import Segment
 from .vocabulary import (
     LIMIT_FIELDS,
+    LIMIT_SCALES,
     LIMITS,
     NAME_BYTES,
     ROW_FIELDS,
@@ -44,8 +45,8 @@ class LimitState:
 
     name: str
     level: LimitLevel
-    value: int
-    usage: int
+    value: float
+    usage: float
     breaches: int
 
 
@@ -118,7 +119,8 @@ class InstancesTable:
         self._set(row, "owner", connection)
 
     def set_limit(self, row: int, limit: int, value: int, level: LimitLevel) -> None:
-        """`limit` is a place in `vocabulary.LIMITS`; the level is stored last and makes the limit visible."""
+        """`limit` is a place in `vocabulary.LIMITS`, `value` scaled by `LIMIT_SCALES`; the level is stored last and makes
+        the limit visible."""
         self._set_limit(row, limit, value=value)
         self._set_limit(row, limit, level=level)
 
@@ -195,6 +197,13 @@ def _limit_word(limit: int, field: str) -> int:
 def _limits(words: list[int]) -> Iterator[LimitState]:
     for limit, name in enumerate(LIMITS):
         first = _limit_word(limit, LIMIT_FIELDS[0])
-        level, *rest = words[first : first + len(LIMIT_FIELDS)]
+        level, value, usage, breaches = words[first : first + len(LIMIT_FIELDS)]
         if level:
-            yield LimitState(name, LimitLevel(level), *rest)
+            scale = LIMIT_SCALES.get(name)
+            yield LimitState(
+                name,
+                LimitLevel(level),
+                value if scale is None else value / scale,
+                usage if scale is None else usage / scale,
+                breaches,
+            )

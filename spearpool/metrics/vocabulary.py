@@ -29,6 +29,7 @@ __all__ = [
     "INSTANCE_COUNTERS",
     "LIMITS",
     "LIMIT_FIELDS",
+    "LIMIT_SCALES",
     "LIVENESS",
     "NAME_BYTES",
     "NAME_TABLE_HEAD",
@@ -220,6 +221,9 @@ LIMITS: tuple[str, ...] = (
     "execution_timeout_s",
 )
 """Limits of an instance in the order of their places in its row; `cpu_affinity` is told as a number of CPUs."""
+
+LIMIT_SCALES: dict[str, int] = {"cpu_cores": 1000, "execution_timeout_s": 1000}
+"""Limits whose words are thousandths, so that they may be fractions."""
 
 LIMIT_FIELDS: tuple[str, ...] = ("level", "value", "usage", "breaches")
 ROW_FIELDS: tuple[str, ...] = (

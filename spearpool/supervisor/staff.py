@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from spearpool.config import Settings, TaskConfig
+from spearpool.config import OnBreach, Settings, TaskConfig
 from spearpool.errors import ConfigError, InstanceStartError
 from spearpool.instances.instance import Instance
 from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed, ZygoteReady
@@ -73,6 +73,7 @@ class Staff:
             tell_agent=self._tell_agent,
             on_ready=self._ready,
             on_end=self._ended,
+            on_breach=self._breached,
         )
         self._worker_limits = WorkerLimits(premises.table, TrafficCount(premises.segment), time.monotonic)
         now = time.monotonic()
@@ -247,6 +248,20 @@ class Staff:
         elif not instance.lifecycle.stop_wanted:
             self._log.warning("an instance ended", instance=instance.name, reason=reason)
         self._decide(moves.InstanceEnded(number, failed, reason))
+
+    def _breached(self, instance: Instance, breach: str) -> None:
+        """A watched limit was exceeded: do what the task wants done then."""
+        action = instance.limits.on_breach or OnBreach.KILL
+        self._log.warning("a limit was exceeded", instance=instance.name, breach=breach, action=action.value)
+        match action:
+            case OnBreach.KILL:
+                self._runtime.condemn(instance, breach)
+            case OnBreach.RECYCLE:
+                self._decide(moves.Recycle(self._numbers[instance.launch], breach))
+            case OnBreach.WARN:
+                pass
+            case _:
+                assert_never(action)
 
     def _failed(self, task: str, reason: str, instance: str = "") -> None:
         self._failures[task] += 1

@@ -164,7 +164,7 @@ def test_tasks_that_are_too_large_together_are_told_with_the_largest() -> None:
 
 def test_what_passes_the_check_can_be_launched() -> None:
     """With the longest names and secret that an instance can have."""
-    config = settings(big={"environment": {"TABLE": "x" * (MAX_SPEC_BYTES - 400)}})
+    config = settings(big={"environment": {"TABLE": "x" * (MAX_SPEC_BYTES - 1000)}})
     check_tasks(config, PATH)
     environ = clean_environment(PATH, config.tasks["big"].environment)
     spear = InstanceEnvironment(
