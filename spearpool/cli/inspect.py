@@ -111,7 +111,12 @@ def _print_instances(rows: list[Document]) -> None:
 
 
 def _limit(limit: Document) -> str:
-    show = size if "_bytes" in limit["name"] else lambda number: f"{number:g}"
+    show = size if "_bytes" in limit["name"] else _number
     usage = "?" if limit["usage"] is None else show(limit["usage"])
     value = "unlimited" if limit["value"] < 0 and limit["name"] != "nice" else show(limit["value"])
     return f"{limit['name']} {value} {limit['level']} ({usage})"
+
+
+def _number(number: float) -> str:
+    """As short as it can be told exactly."""
+    return f"{number:g}" if isinstance(number, float) else str(number)

@@ -1,4 +1,4 @@
-"""How much directories hold on disk, found out by a thread of its own: a walk may take long, and the caller must not."""
+"""How much directories hold on disk, found out by a thread: a walk may take long, and who asks must not wait."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ asked for, and `watched` while it holds another one (a process may widen its own
 may not look. One psutil handle per process is kept, and used only while start time says that it is still the same
 process.
 
-A *breach* is counted where one can be seen: an end by SIGXFSZ or SIGXCPU (or by SIGKILL, with the CPU time used up), and each time
-that a process loosened a limit by itself: a resource limit (with the right to do so, or by the second that RLIMIT_CPU
-leaves between soft and hard), a nice value, a set of CPUs. Nobody sees an allocation that RLIMIT_DATA refused, or an
-open that RLIMIT_NOFILE refused: these fail inside the program, which may go on. Usage next to the limit is the only
-hint. All figures are of the process itself, CPUs those of its main thread; the kernel, too, applies these limits to
-each process of a tree apart.
+A *breach* is counted where one can be seen: an end by SIGXFSZ or SIGXCPU (or by SIGKILL, with the CPU time used up),
+and each time that a process loosened a limit by itself: a resource limit (with the right to do so, or by the second
+that RLIMIT_CPU leaves between soft and hard), a nice value, a set of CPUs. Nobody sees an allocation that RLIMIT_DATA
+refused, or an open that RLIMIT_NOFILE refused: these fail inside the program, which may go on. Usage next to the limit
+is the only hint. All figures are of the process itself, CPUs those of its main thread; the kernel, too, applies these
+limits to each process of a tree apart. What is watched over a whole tree is the business of `tree_watch`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The limits that the kernel does not keep for a tree of processes: CPUs, number of processes, room on disk.
 
-They are *watched*: sampled about once a second, over an instance's process and all that descends from it. CPU use is the
-average over `CPU_WINDOW_S`, so that a moment's work on several CPUs is none; a limit is exceeded when the average is
-more than `CPU_TOLERANCE` times it. What can be born between two samples is the price of watching: a fork bomb gets a
-second.
+They are *watched*: sampled about once a second, over an instance's process and all that descends from it. CPU use is
+the average over `CPU_WINDOW_S`, so that a moment's work on several CPUs is no breach; a limit is exceeded when the
+average is more than `CPU_TOLERANCE` times it. What is born between two samples is the price of watching: a fork bomb
+has a second.
 """
 
 from __future__ import annotations
@@ -91,6 +91,6 @@ class TreeWatch:
             self._exceeded.add(name)
             self._breaches[name] += 1
             shown = f"{used:.2f}" if name == "cpu_cores" else f"{used:.0f}"
-            self.breach = f"it exceeded its limit {name} = {self._limits[name]:g} (with {shown})"
+            self.breach = f"it exceeded its limit {name} = {self._limits[name]} (with {shown})"
         elif not exceeded:
             self._exceeded.discard(name)

@@ -119,8 +119,7 @@ class InstancesTable:
         self._set(row, "owner", connection)
 
     def set_limit(self, row: int, limit: int, value: int, level: LimitLevel) -> None:
-        """`limit` is a place in `vocabulary.LIMITS`, `value` scaled by `LIMIT_SCALES`; the level is stored last and makes
-        the limit visible."""
+        """`limit` is a place in `LIMITS`, `value` scaled by `LIMIT_SCALES`; the level comes last: it makes it visible."""
         self._set_limit(row, limit, value=value)
         self._set_limit(row, limit, level=level)
 

@@ -125,7 +125,7 @@ def test_a_limit_that_the_process_widens_is_no_longer_said_to_be_enforced(house:
     instance = house.ready(ECHO, ResourceLimits(cpu_affinity=(0,), cpu_seconds=100))
     pid = identity(instance).pid
 
-    def levels() -> dict[str, tuple[int, LimitLevel, int]]:
+    def levels() -> dict[str, tuple[float, LimitLevel, int]]:
         house.runtime.sample_usage()
         return {limit.name: (limit.value, limit.level, limit.breaches) for limit in house.row(instance).limits}
 

@@ -43,16 +43,16 @@ def test_without_these_limits_nothing_is_published(house: House) -> None:
 
 def test_time(house: House) -> None:
     bench = Bench(house, ResourceLimits(execution_timeout_s=2.5))
-    assert bench.published() == [LimitState("execution_timeout_s", LimitLevel.WATCHED, 3, 0, 0)]
+    assert bench.published() == [LimitState("execution_timeout_s", LimitLevel.WATCHED, 2.5, 0, 0)]
     bench.limits.overran(bench.instance)
     bench.limits.overran(bench.instance)
-    assert bench.published() == [LimitState("execution_timeout_s", LimitLevel.WATCHED, 3, 0, 2)]
+    assert bench.published() == [LimitState("execution_timeout_s", LimitLevel.WATCHED, 2.5, 0, 2)]
 
 
 def test_traffic_is_told_as_a_rate_and_waits_as_breaches(house: House) -> None:
     bench = Bench(house, ResourceLimits(network_bytes_per_s=5000))
 
-    def seen(after_s: float, traffic: Traffic) -> tuple[int, int]:
+    def seen(after_s: float, traffic: Traffic) -> tuple[float, int]:
         bench.now += after_s
         bench.traffic = traffic
         (limit,) = bench.published()
