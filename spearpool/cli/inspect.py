@@ -117,6 +117,6 @@ def _limit(limit: Document) -> str:
     return f"{limit['name']} {value} {limit['level']} ({usage})"
 
 
-def _number(number: float) -> str:
+def _number(number: Any) -> str:
     """As short as it can be told exactly."""
     return f"{number:g}" if isinstance(number, float) else str(number)

@@ -176,10 +176,11 @@ EARLY = ("--name", "early", "--task", "sum=exec:sha256sum", "--task", f"up={HAND
 def test_a_signal_at_any_moment_of_a_start(runtime_env: RuntimeEnv, number: signal.Signals, times: int) -> None:
     """It kills as long as there is nothing; from then on it stops the pool in order. Either way nothing is left."""
     chance = random.Random(times)
+    name = f"early-{number}-{times}"
     longest_s = 1.2 * _start_up_s(runtime_env)
     ends: Counter[int] = Counter()
     for _ in range(times):
-        with _started(runtime_env, *EARLY) as process:
+        with _started(runtime_env, *EARLY, "--name", name) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(chance.uniform(0, longest_s))
             process.send_signal(number)
@@ -188,7 +189,7 @@ def test_a_signal_at_any_moment_of_a_start(runtime_env: RuntimeEnv, number: sign
         assert code in {0, -number} or (code, err.strip()) == (1, "Aborted!"), err
         assert code < 0 or "Traceback" not in err
         assert not descendants(os.getpid())
-        assert not list(Path("/dev/shm").glob(f"spearpool-{os.geteuid()}-early-*"))
+        assert not list(Path("/dev/shm").glob(f"spearpool-{os.geteuid()}-{name}-*"))
     assert ends[0], ends
 
 
