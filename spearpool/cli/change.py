@@ -27,8 +27,9 @@ def reload(name: str, as_json: bool) -> None:
     """Read the configuration again, and replace every worker by one that runs with it; no connection is lost.
 
     Each worker's heir is ready before it gives up its connections: to others where they can be moved, else they are
-    closed with a reason. A configuration that is wrong, or that changes what cannot change while the pool runs, changes
-    nothing; exit code 2.
+    closed with a reason. The code of Python tasks is imported anew, and instances are replaced, their successors ready
+    first. Tasks may be added, changed and removed. A configuration that is wrong, or that changes what cannot change
+    while the pool runs, changes nothing; exit code 2.
 
     \b
     Example:
@@ -97,11 +98,16 @@ def _carry_out(name: str, command: str, arguments: Document, as_json: bool) -> N
     begun = time.monotonic()
     change = ask(pool.endpoints.ask, command, arguments, timeout_s=ASK_S)
     told: dict[int, Document] = {}
+    waited_for: set[str] = set()
     while True:
         for row in change["slots"]:
             if not as_json and row["stage"] != "waiting" and told.get(row["slot"]) != row:
                 told[row["slot"]] = row
                 click.echo(_line(row))
+        for task in change["tasks"]:
+            if not as_json and task["outdated"] and task["task"] not in waited_for:
+                waited_for.add(task["task"])
+                click.echo(f"task {task['task']} · {task['outdated']} instances to be replaced")
         if change["done"]:
             break
         time.sleep(POLL_S)

@@ -34,21 +34,20 @@ from spearpool.protocol.identifiers import InstanceId
 from .artifact import ArtifactError, resolve_target
 from .disk_gauge import DiskGauge
 from .instance import Instance, InstanceView
-from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
+from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady
 from .lifecycle import Lifecycle, Order, describe_exit, shorten
 from .limits import Reading
 from .logs import prune_logs
+from .nursery import RUNNER, Nursery
 from .places import Places
 from .progress import Progress
 from .surroundings import Surroundings, remove_tree
 from .watching import Watching
-from .zygotes import Zygote, Zygotes
+from .zygotes import Zygote
 
 __all__ = ["Instance", "InstanceView", "ProcessRuntime"]
 
 _NO_PROCESS = "was not launched"
-_RUNNER = ""
-"""Key and target of the zygote that the instances of all `exec:` tasks are forked from."""
 
 
 class ProcessRuntime:
@@ -57,7 +56,8 @@ class ProcessRuntime:
     `token_for(id, name)` makes an instance's secret. `tell_agent(id, signal)` has the worker that owns its connection
     send a `Signal`; False when no worker does. `on_ready(instance)` is called once, `on_end(instance, reason, failed)`
     when the instance is gone; `failed` says that it ended unasked before it was ready or soon after. All of them may
-    call `create_instance`. `on_breach(instance, breach)` tells of a watched limit that was exceeded.
+    call `create_instance`. `on_breach(instance, breach)` tells of a watched limit that was exceeded, and
+    `on_warm(task, failure)` that the code of a task was imported anew (`warm`), or why not.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class ProcessRuntime:
         on_ready: Callable[[Instance], None],
         on_end: Callable[[Instance, str, bool], None],
         on_breach: Callable[[Instance, str], None],
+        on_warm: Callable[[str, str], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._launcher = launcher
@@ -88,7 +89,14 @@ class ProcessRuntime:
         self._gauge = DiskGauge()
         self._clock_ns = clock_ns
         self._next_launch: Callable[[], int] = itertools.count(1).__next__
-        self._zygotes = Zygotes(launcher, self._next_launch)
+        self.nursery = Nursery(
+            launcher,
+            surroundings,
+            self._next_launch,
+            fork=self._fork_late,
+            lose=self._lose,
+            on_warm=on_warm,
+        )
         self._instances: dict[int, Instance] = {}  # by launch
         self._by_row: dict[int, Instance] = {}
         self._places = Places()
@@ -143,28 +151,14 @@ class ProcessRuntime:
         if kind is TargetKind.AGENT:
             self._start(instance, spec)
             return
-        zygote = self._zygote_for(instance, kind, spec)
+        zygote = self.nursery.zygote_for(instance.task, instance.config, spec.argv)
         if zygote.ready:
             self._fork(zygote, instance, spec)
         else:
             zygote.waiting[instance.launch] = spec
 
-    def _zygote_for(self, instance: Instance, kind: TargetKind, spec: LaunchSpec) -> Zygote:
-        surroundings = self._surroundings
-        if kind is TargetKind.EXEC:
-            surroundings.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            runner = ZygoteSpec(_RUNNER, surroundings.common_environment({}), str(surroundings.work_dir))
-            return self._zygotes.get(_RUNNER, runner, surroundings.log("_runner"))
-        config = instance.config
-        imports = ZygoteSpec(
-            ":".join(spec.argv),
-            surroundings.common_environment(config.environment),
-            config.working_dir or str(Path.cwd()),  # where the task's module may be
-        )
-        return self._zygotes.get(instance.task, imports, surroundings.log(f"{instance.task}-zygote"))
-
     def _fork(self, zygote: Zygote, instance: Instance, spec: LaunchSpec) -> None:
-        argv = spec.argv if zygote.key == _RUNNER else []
+        argv = spec.argv if zygote.key == RUNNER else []
         self._start(instance, ForkSpec(zygote.launch, argv, spec.environ, spec.working_dir, spec.limits))
 
     def _start(self, instance: Instance, spec: LaunchSpec | ForkSpec) -> None:
@@ -193,9 +187,7 @@ class ProcessRuntime:
 
     def handle(self, record: Launched | LaunchFailed | ZygoteReady | Exited) -> None:
         """What became of a launch. Those of others are ignored."""
-        zygote = self._zygotes.find(record.launch)
-        if zygote is not None:
-            self._hear_of_zygote(zygote, record)
+        if self.nursery.handle(record):
             return
         instance = self._instances.get(record.launch)
         if instance is None:
@@ -214,38 +206,17 @@ class ProcessRuntime:
             case _:
                 assert_never(record)
 
-    def _hear_of_zygote(
-        self,
-        zygote: Zygote,
-        record: Launched | LaunchFailed | ZygoteReady | Exited,
-    ) -> None:
-        match record:
-            case Launched():
-                pass
-            case ZygoteReady():
-                zygote.ready = True
-                waiting, zygote.waiting = zygote.waiting, {}
-                for launch, spec in waiting.items():
-                    self._fork_late(zygote, self._instances[launch], spec)
-            case LaunchFailed():
-                self._bury(zygote, record.reason)
-            case Exited():
-                self._bury(zygote, f"its zygote {describe_exit(record.code, record.signal)}")
-            case _:
-                assert_never(record)
-
-    def _fork_late(self, zygote: Zygote, instance: Instance, spec: LaunchSpec) -> None:
+    def _fork_late(self, zygote: Zygote, launch: int, spec: LaunchSpec) -> None:
+        instance = self._instances[launch]
         try:
             self._fork(zygote, instance, spec)
         except (OSError, ValueError) as error:
             self._end(instance, instance.lifecycle.explain_no_process(str(error)))
 
-    def _bury(self, zygote: Zygote, reason: str) -> None:
-        """A zygote is gone, and with it the hopes of those that wait for it."""
-        self._zygotes.remove(zygote)
-        for launch in list(zygote.waiting):
-            instance = self._instances[launch]
-            self._end(instance, instance.lifecycle.explain_no_process(shorten(reason)))
+    def _lose(self, launch: int, reason: str) -> None:
+        """It waited for a zygote in vain."""
+        instance = self._instances[launch]
+        self._end(instance, instance.lifecycle.explain_no_process(reason))
 
     def _launched(self, instance: Instance, record: Launched) -> None:
         instance.identity = ProcessIdentity(record.pid, record.start_ticks)
@@ -290,11 +261,11 @@ class ProcessRuntime:
         """End all instances and zygotes; they are gone when `all_gone`."""
         for instance in list(self._instances.values()):
             self.stop_instance(instance)
-        self._zygotes.kill_all()
+        self.nursery.stop()
 
     @property
     def all_gone(self) -> bool:
-        return not self._instances and not len(self._zygotes)
+        return not self._instances and self.nursery.empty
 
     def tick(self) -> None:
         """Have deadlines obeyed that have passed."""
@@ -327,14 +298,14 @@ class ProcessRuntime:
 
     def _abandon(self, instance: Instance) -> None:
         """Stop waiting for a zygote; one that did not get ready in all that time hangs, and takes the others along."""
-        zygote = self._zygotes.awaited_by(instance.launch)
+        zygote = self.nursery.awaited_by(instance.launch)
         assert zygote is not None
         if instance.lifecycle.stop_wanted:
             del zygote.waiting[instance.launch]
             self._end(instance, instance.lifecycle.explain_no_process(""))
         else:
             self._launcher.kill_tree(zygote.launch)
-            self._bury(zygote, "the import of its code takes too long")
+            self.nursery.bury(zygote, "the import of its code takes too long")
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

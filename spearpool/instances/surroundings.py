@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from spearpool.config import TaskConfig
 from spearpool.protocol.environment import InstanceEnvironment
 
+from .launch import ZygoteSpec
 from .logs import InstanceLog
 
 __all__ = ["Surroundings", "clean_environment", "remove_tree"]
@@ -52,6 +53,11 @@ class Surroundings:
     def common_environment(self, own: Mapping[str, str]) -> dict[str, str]:
         """What is inherited, and a task's own variables over it."""
         return clean_environment(self.environ, own)
+
+    def imports(self, words: Sequence[str], config: TaskConfig) -> ZygoteSpec:
+        """What the zygote of a Python task is started with; `words` are its module and attribute."""
+        directory = config.working_dir or str(Path.cwd())  # where the task's module may be
+        return ZygoteSpec(":".join(words), self.common_environment(config.environment), directory)
 
     def environment(self, name: str, secret: str, task: str, config: TaskConfig) -> dict[str, str]:
         """The whole environment of the instance `name`."""

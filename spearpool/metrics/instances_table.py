@@ -119,7 +119,7 @@ class InstancesTable:
         self._set(row, "owner", connection)
 
     def set_limit(self, row: int, limit: int, value: int, level: LimitLevel) -> None:
-        """`limit` is a place in `LIMITS`, `value` scaled by `LIMIT_SCALES`. The level, stored last, makes it visible."""
+        """`limit` is a place in `LIMITS`, `value` scaled by `LIMIT_SCALES`. The level, stored last, shows it."""
         self._set_limit(row, limit, value=value)
         self._set_limit(row, limit, level=level)
 

@@ -40,19 +40,26 @@ class _Row:
 
 
 class Change:
-    """One reload or scaling. `number` tells it from others; `workers` is how many there will be."""
+    """One reload or scaling. `number` tells it from others; `workers` is how many there will be; `tasks` says how many
+    instances of each task are still to be replaced, None when that is done."""
 
     def __init__(self, number: int, kind: str, workers: int, rows: Iterable[_Row]) -> None:
         self.number = number
         self.kind = kind
         self.workers = workers
         self.error = ""
+        self.tasks: dict[str, int] | None = None
         self._rows = {row.slot: row for row in rows}
 
     @classmethod
     def reload(cls, number: int, slots: Iterable[SlotView]) -> Change:
         rows = [_Row(view.slot, view.pid, view.incarnation) for view in slots]
         return cls(number, "reload", len(rows), rows)
+
+    def with_tasks(self, tasks: Iterable[str]) -> Change:
+        """Instances of these are to be replaced as well."""
+        self.tasks = dict.fromkeys(tasks, 0)
+        return self
 
     @classmethod
     def scale(cls, number: int, slots: Iterable[SlotView], workers: int) -> Change:
@@ -64,7 +71,11 @@ class Change:
 
     @property
     def over(self) -> bool:
-        return bool(self.error) or all(row.stage is Stage.DONE for row in self._rows.values())
+        return bool(self.error) or (self.workers_done and self.tasks is None)
+
+    @property
+    def workers_done(self) -> bool:
+        return all(row.stage is Stage.DONE for row in self._rows.values())
 
     @property
     def begun(self) -> bool:
@@ -125,6 +136,7 @@ class Change:
             "workers": self.workers,
             "done": self.over,
             "error": self.error,
+            "tasks": [{"task": task, "outdated": outdated} for task, outdated in (self.tasks or {}).items()],
             "slots": [
                 {
                     "slot": row.slot,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from spearpool import __version__
 from spearpool.config import Settings
+from spearpool.errors import SegmentError
 from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import Layout
@@ -77,7 +78,6 @@ def open_premises(
     log = get_logger("premises")
     directory = Path(settings.monitoring.shared_memory_dir)
     identity = ProcessIdentity.of(os.getpid())
-    epoch = time.time_ns() // 1_000_000
     with contextlib.ExitStack() as stack:
         runtime_dir.lock()
         stack.callback(runtime_dir.remove)
@@ -97,7 +97,19 @@ def open_premises(
         tasks = list(settings.tasks)
         records = plan_ring_records(directory, pool.slots, tasks, settings.monitoring.metrics_buffer_size)
         layout = Layout.plan(pool.slots, tasks, records)
-        segment = Segment.create(directory, pool.name, layout, epoch, identity.pid, identity.start_ticks)
+        epoch, segment = _new_segment(directory, pool.name, layout, identity)
         stack.callback(segment.close)
         stack.callback(segment.unlink)
         yield Premises(runtime_dir, state, listeners, segment, InstancesTable(segment), keys, identity, epoch)
+
+
+def _new_segment(directory: Path, name: str, layout: Layout, owner: ProcessIdentity) -> tuple[int, Segment]:
+    """A pool of the same name with another runtime directory may have been started in this very millisecond."""
+    epoch = time.time_ns() // 1_000_000
+    while True:
+        try:
+            return epoch, Segment.create(directory, name, layout, epoch, owner.pid, owner.start_ticks)
+        except SegmentError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+            epoch += 1

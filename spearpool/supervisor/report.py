@@ -148,7 +148,8 @@ class Report:
     def _tasks(self, instances: list[Document]) -> list[Document]:
         totals = self._rollup.task_totals()
         documents = []
-        for column, (name, task) in enumerate(self._settings.tasks.items()):
+        for name, task in self._staff.tasks.items():
+            column = self._premises.segment.task_index(name)
             counts = dict.fromkeys(STATES, 0)
             for instance in instances:
                 if instance["task"] == name:

@@ -6,13 +6,15 @@ retirements flow back; whether a task can be served flows on to all workers. The
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 
-from spearpool.config import OnBreach, Settings, TaskConfig
+from spearpool.config import OnBreach, Settings, TargetKind, TaskConfig
 from spearpool.errors import ConfigError, InstanceStartError
+from spearpool.instances.artifact import ArtifactError
 from spearpool.instances.instance import Instance
 from spearpool.instances.launch import Exited, Launched, Launcher, LaunchFailed, ZygoteReady
 from spearpool.instances.lifecycle import longest_stop_s
@@ -32,6 +34,7 @@ from .observer import Observer
 from .owners import Owners
 from .plans import budget_of, plan_of, with_bounds
 from .premises import Premises
+from .reload import to_replace
 from .scaling import Scaling
 from .traffic import TrafficCount
 
@@ -74,6 +77,7 @@ class Staff:
             on_ready=self._ready,
             on_end=self._ended,
             on_breach=self._breached,
+            on_warm=self._warm,
         )
         self._worker_limits = WorkerLimits(premises.table, TrafficCount(premises.segment), time.monotonic)
         now = time.monotonic()
@@ -84,6 +88,9 @@ class Staff:
         self._tasks: dict[str, TaskConfig] = dict(settings.tasks)
         self._instances: dict[int, Instance] = {}  # by the number that scaling knows
         self._numbers: dict[int, int] = {}  # that number, by launch
+        self._versions = dict.fromkeys(settings.tasks, 0)
+        self._on_warmed: Callable[[str], None] | None = None
+        self._warm_until = math.inf
         self._states: dict[str, TaskState] = {}
         self._failures = dict.fromkeys(settings.tasks, 0)
         self._deadlines = {name: now + task.start_timeout_s for name, task in settings.tasks.items()}
@@ -126,6 +133,8 @@ class Staff:
 
     def tick(self) -> None:
         self._runtime.tick()
+        if time.monotonic() >= self._warm_until:
+            self._warmed(f"the import of {', '.join(self._runtime.nursery.warming())} takes too long")
         self.look()
 
     def look(self) -> None:
@@ -145,6 +154,81 @@ class Staff:
         config = with_bounds(self._tasks[task], minimum, maximum)
         self._tasks[task] = config
         self._decide(moves.Replan({task: plan_of(config, self._settings.limits_of(task))}))
+
+    # A reload
+
+    def warm(self, settings: Settings, on_warmed: Callable[[str], None]) -> None:
+        """Import the code of all Python tasks anew; `on_warmed` is told when it is done, or why it cannot be done."""
+        self._on_warmed = on_warmed
+        python = {name: task for name, task in settings.tasks.items() if task.parsed_target.kind is TargetKind.PYTHON}
+        self._warm_until = time.monotonic() + max((task.start_timeout_s for task in python.values()), default=0.0)
+        for name, task in python.items():
+            try:
+                self._runtime.nursery.warm(name, task)
+            except (ArtifactError, OSError) as error:
+                self._warmed(f"task {name!r}: {error}")
+                return
+        if not python:
+            self._warmed("")
+
+    def _warm(self, task: str, failure: str) -> None:
+        """What became of one of them."""
+        if failure:
+            self._warmed(f"task {task!r}: {failure}")
+        elif not self._runtime.nursery.warming():
+            self._warmed("")
+
+    def _warmed(self, failure: str) -> None:
+        self._warm_until = math.inf
+        on_warmed, self._on_warmed = self._on_warmed, None
+        if failure:
+            self.cool()
+        if on_warmed is not None:
+            on_warmed(failure)
+
+    def cool(self) -> None:
+        """What was imported anew is not wanted after all."""
+        self._runtime.nursery.cool()
+
+    def close(self, tasks: Iterable[str]) -> None:
+        """These tasks are going to be no more: nobody waits for them, and their instances finish what they have."""
+        for task in tasks:
+            self._say(TaskState(task, False, f"task {task!r} was removed"))
+            self._decide(moves.Replan({task: None}))
+
+    def reopen(self) -> None:
+        """They stay after all."""
+        for task, config in self._tasks.items():
+            self._say(TaskState(task, True, ""))
+            plan = plan_of(config, self._settings.limits_of(task), self._versions[task])
+            self._decide(moves.Replan({task: plan}))
+
+    def adopt(self, settings: Settings) -> None:
+        """All workers run with these settings: have the instances do so as well."""
+        gone = self._tasks.keys() - settings.tasks.keys()
+        for task in to_replace(self._settings, settings):
+            self._versions[task] += 1
+        self._settings, self._tasks = settings, dict(settings.tasks)
+        self._runtime.nursery.promote(gone)
+        for task, config in settings.tasks.items():
+            self._versions.setdefault(task, 0)
+            self._failures.setdefault(task, 0)
+            self._deadlines.setdefault(task, 0.0)
+            plan = plan_of(config, settings.limits_of(task), self._versions[task])
+            self._decide(moves.Replan({task: plan}))
+        for task in gone:
+            self._states.pop(task, None)
+
+    def _say(self, state: TaskState) -> None:
+        self._states[state.task] = state
+        self._crew.broadcast(state)
+
+    @property
+    def tasks(self) -> Mapping[str, TaskConfig]:
+        """Those that there are now."""
+        return self._tasks
+
+    # The end
 
     def hire_no_more(self) -> None:
         self._decide(moves.Stop())
@@ -212,9 +296,7 @@ class Staff:
                 case moves.Retire():
                     self._retire(self._instances[action.number], action.cause)
                 case moves.Availability():
-                    state = TaskState(action.task, action.available, action.reason)
-                    self._states[action.task] = state
-                    self._crew.broadcast(state)
+                    self._say(TaskState(action.task, action.available, action.reason))
                 case _:
                     assert_never(action)
 

@@ -28,7 +28,7 @@ from typing import Any, assert_never
 
 from spearpool.channel import ChannelClosed
 from spearpool.config import Settings
-from spearpool.errors import PoolError, PoolStartError, SpearpoolError
+from spearpool.errors import ConfigError, PoolError, PoolStartError, SpearpoolError
 from spearpool.instances.artifact import check_tasks
 from spearpool.log import get_logger
 from spearpool.metrics.bus import Bus
@@ -53,6 +53,7 @@ from .reload import worker_policy
 from .report import Report
 from .roster import Roster
 from .staff import Staff
+from .task_reload import TaskReload
 from .warden import Warden
 from .workers import Milestone, Workers
 
@@ -108,6 +109,8 @@ class Supervisor:
         self._started_at = time.monotonic()
         self._workers_ready = False
         self._usage_at = self._started_at
+        self._task_reload: TaskReload | None = None
+        self._change_told = 0
         self._error: SpearpoolError | None = None
 
     async def serve(self) -> None:
@@ -290,6 +293,7 @@ class Supervisor:
         due_s = self._workers.next_deadline() - now
         self._next_tick = self._loop.call_later(min(TICK_S, max(MIN_TICK_S, due_s)), self._tick)
         self._staff.tick()
+        self._follow_change()
         self._warden.flush()
         if now >= self._usage_at:
             self._usage_at = now + USAGE_S
@@ -297,6 +301,17 @@ class Supervisor:
             self._workers.measure()
         self._check()
         self._tell_manager()
+
+    def _follow_change(self) -> None:
+        """A reload goes on to its instances; who looks for the pool finds what it is after a change."""
+        if self._task_reload is not None:
+            self._task_reload.follow()
+            if self._task_reload.over:
+                self._task_reload = None
+        change = self._workers.change
+        if change.over and change.number != self._change_told:
+            self._change_told = change.number
+            self._runtime_dir.write_pool(self._premises.describe(self._bus.endpoints))
 
     def _tell_manager(self) -> None:
         change = self._workers.change
@@ -317,7 +332,7 @@ class Supervisor:
         return {"deadline_s": wait_s + self._staff.longest_stop_s() + LEAVE_S}
 
     def _token_issue(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return issue_token(arguments, self._premises.keys, self._settings.tasks, time.time())
+        return issue_token(arguments, self._premises.keys, self._staff.tasks, time.time())
 
     def _reload_command(self, _arguments: dict[str, Any]) -> dict[str, Any]:
         return self._reload().document()
@@ -327,7 +342,14 @@ class Supervisor:
         settings = self._reread()
         check_tasks(settings)
         check_budget(settings)
-        change = self._workers.reload(settings)
+        change = self._workers.announce_reload(settings)
+        try:
+            self._task_reload = TaskReload(
+                change, settings, self._staff, self._premises.segment, lambda: self._workers.reload(settings)
+            )
+        except ConfigError as error:
+            change.fail(str(error))
+            raise
         self._log.info("reloading", workers=change.workers)
         self._tell_manager()  # it may be over before the next tick
         return change

@@ -102,15 +102,18 @@ class Workers:
         """Monotonic time at which `tick` has something to do that should not wait."""
         return min(self._roster.next_deadline(), self._rescues.next_deadline())
 
-    def reload(self, settings: Settings) -> Change:
-        """Replace every worker, one by one, by one with these settings. Raises `PoolError` or `ConfigError`."""
+    def announce_reload(self, settings: Settings) -> Change:
+        """Every worker is going to be replaced, as soon as `reload` is called. Raises `PoolError` or `ConfigError`."""
         number = self._next_change()
         check_reload(self._settings, settings)
+        self._change = Change.reload(number, self._roster.snapshot().slots)
+        return self._change
+
+    def reload(self, settings: Settings) -> None:
+        """Replace every worker, one by one, by one with these settings."""
         self._settings_before = self._settings
         self._adopt(settings)
-        self._change = Change.reload(number, self._roster.snapshot().slots)
         self._decide(moves.ReloadRequested())
-        return self._change
 
     def scale(self, workers: int) -> Change:
         """Have so many slots. Raises `PoolError` or `ConfigError`."""

@@ -41,7 +41,7 @@ def test_scale_up_and_down(pool: LivePool) -> None:
     assert (said.code, f"worker 1 · {new} · done" in said.out.decode().splitlines()) == (0, True)
     said = invoke(pool.env, "scale", "workers=1", "--json")
     document = json.loads(said.out)
-    assert sorted(document) == ["change", "done", "error", "kind", "name", "slots", "took_s", "workers"]
+    assert sorted(document) == ["change", "done", "error", "kind", "name", "slots", "tasks", "took_s", "workers"]
     assert (document["kind"], document["workers"], document["done"], document["error"]) == ("scale", 1, True, "")
     assert [(row["slot"], row["pid"], row["heir_pid"]) for row in document["slots"]] == [(1, new, None)]
     assert len(_pids(pool)) == 1

@@ -89,6 +89,7 @@ class House:
         self.log_dir.mkdir()
         self.readies: list[Instance] = []
         self.ends: list[End] = []
+        self.warmed: list[tuple[str, str]] = []
         self.breaches: list[tuple[Instance, str]] = []
         self.told: list[str] = []
         self.reports: list[FromWarden] = []
@@ -115,6 +116,7 @@ class House:
             token_for=lambda row, name: make_token(KEY, Role.AGENT, name, f"{row.row}:{row.generation}"),
             tell_agent=self._tell,
             on_ready=self.readies.append,
+            on_warm=lambda task, failure: self.warmed.append((task, failure)),
             on_breach=lambda instance, breach: self.breaches.append((instance, breach)),
             on_end=lambda instance, reason, failed: self.ends.append(End(instance, reason, failed)),
         )

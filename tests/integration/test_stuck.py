@@ -34,7 +34,7 @@ def test_a_handler_that_does_not_let_go_is_killed_and_replaced(runtime_env: Runt
     with live_pool(runtime_env, "--workers", "2", "--config", str(config)) as pool, pool.client() as client:
         before = next(row for row in pool.status()["instances"] if row["task"] == "stubborn")
         (limit,) = before["limits"]
-        assert (limit["name"], limit["value"], limit["level"]) == ("execution_timeout_s", 1, "watched")
+        assert (limit["name"], limit["value"], limit["level"]) == ("execution_timeout_s", 0.5, "watched")
         grandchild = ProcessIdentity.of(int(client.execute("stubborn", "child")))
         beside = client.submit("stubborn", "600")
         with pytest.raises(ExecutionTimeout, match=r"the limit of its task, execution_timeout_s = 0\.5"):

@@ -116,3 +116,21 @@ def test_leftovers_of_a_killed_pool_are_swept(runtime_env: RuntimeEnv) -> None:
     with _open(runtime_env, settings) as premises:
         assert not old.exists()
         assert not (premises.runtime_dir.path / "live.sock").exists()
+
+
+def test_two_pools_of_one_name_started_in_the_same_millisecond(
+    runtime_env: RuntimeEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their runtime directories differ; the memory filesystem is everybody's. The clock stands still here."""
+    settings = _settings(runtime_env)
+    other = runtime_env.environ | {"SPEARPOOL_RUNTIME_DIR": str(tmp_path / "run"), "XDG_STATE_HOME": str(tmp_path)}
+    (tmp_path / "run").mkdir(mode=0o700)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    name = settings.pool.name
+    with (
+        _open(runtime_env, settings) as one,
+        open_premises(settings, RuntimeDir.locate(name, other), StateDir.locate(name, other)) as two,
+    ):
+        assert two.epoch == one.epoch + 1
+        assert two.segment.path != one.segment.path

@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from spearpool.config import Settings
 from spearpool.errors import ConfigError, PoolError
 from spearpool.instances.launch import Exited, Launched, LaunchFailed
 from spearpool.metrics.layout import EventKind
@@ -22,6 +23,7 @@ from spearpool.packing import replace
 from spearpool.protocol.identifiers import ConnectionId
 from spearpool.supervisor import roster_moves as moves
 from spearpool.supervisor import workers
+from spearpool.supervisor.change import Change
 from spearpool.supervisor.crew import Member, worker_launch
 from spearpool.supervisor.rescue import PATIENCE_S
 from spearpool.supervisor.roster import PoolState, Roster
@@ -365,12 +367,12 @@ def test_last_words_are_ignored(bench: Bench) -> None:
 def test_a_reload_gives_the_heirs_the_new_settings_and_tells_how_it_goes(bench: Bench) -> None:
     _running(bench)
     wanted = replace(bench.office.settings, pool=replace(bench.office.settings.pool, stop_timeout_s=7.0))
-    change = bench.workers.reload(wanted)
+    change = _reload(bench, wanted)
     setup = bench.heard(3)[0]
     assert isinstance(setup, Setup)
     assert (setup.slot, setup.settings) == (0, wanted)
     with pytest.raises(PoolError, match="a reload is under way"):
-        bench.workers.reload(wanted)
+        _reload(bench, wanted)
     with pytest.raises(PoolError, match="a reload is under way"):
         bench.workers.scale(1)
     for slot, old, heir in ((0, 1, 3), (1, 2, 4)):
@@ -392,15 +394,22 @@ def test_a_reload_gives_the_heirs_the_new_settings_and_tells_how_it_goes(bench: 
     assert (change.over, change.error) == (True, "")
 
 
+def _reload(bench: Bench, settings: Settings) -> Change:
+    """As the supervisor does when all code has been imported."""
+    change = bench.workers.announce_reload(settings)
+    bench.workers.reload(settings)
+    return change
+
+
 def test_the_settings_before_hold_again_when_the_first_heir_fails(bench: Bench) -> None:
     _running(bench)
     before = bench.workers.settings
-    change = bench.workers.reload(replace(before, pool=replace(before.pool, stop_timeout_s=7.0)))
+    change = _reload(bench, replace(before, pool=replace(before.pool, stop_timeout_s=7.0)))
     bench.workers.hear(bench.member(3), StartFailed("no such validator"))
     bench.die(3, code=78)
     assert "no such validator" in change.error
     assert bench.workers.settings == before
-    assert bench.workers.reload(before).number == change.number + 1
+    assert _reload(bench, before).number == change.number + 1
 
 
 def test_slots_come_and_go_with_their_listeners(bench: Bench) -> None:
@@ -466,7 +475,7 @@ def test_what_a_worker_has_opened_before_is_not_held_against_its_heir(bench: Ben
 
 def test_a_stop_ends_a_change_in_words(bench: Bench) -> None:
     _running(bench)
-    change = bench.workers.reload(bench.workers.settings)
+    change = _reload(bench, bench.workers.settings)
     bench.workers.drain(1.0)
     assert change.error == "the pool is being stopped"
     with pytest.raises(PoolError, match="starting or stopping"):
