@@ -112,7 +112,8 @@ class TaskConfig(Section, frozen=True, kw_only=True):
 
     There are `min_instances` to `max_instances` (0: the same, and at least one), as many as there is work for and
     `warm_spare` more; what was not needed for `idle_timeout_s` ends. An instance is replaced after `max_executions`,
-    after `max_age_s` or when it holds `max_memory_bytes`, a little earlier at random; 0 means never.
+    after `max_age_s` or when it holds `max_memory_bytes`, a little earlier at random; 0 means never. Its log may take
+    `log_bytes`, the part that was rotated included.
     """
 
     target: str
@@ -129,6 +130,7 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     stop_timeout_s: float = 5.0
     environment: dict[str, str] = {}
     working_dir: str | None = None
+    log_bytes: int = 20 * 1024 * 1024
     limits: ResourceLimits = ResourceLimits()
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class TaskConfig(Section, frozen=True, kw_only=True):
         )
         expect("concurrency", self.concurrency, 1 <= self.concurrency <= 1000, "1 to 1000")
         expect("prefetch", self.prefetch, 0 <= self.prefetch <= 1000, "0 to 1000")
+        expect("log_bytes", self.log_bytes, 65_536 <= self.log_bytes < 2**63, "65536 or more")
         positive("", self, "start_timeout_s", "stop_timeout_s", "idle_timeout_s")
         for name in ("max_executions", "max_age_s", "max_memory_bytes"):
             value = getattr(self, name)

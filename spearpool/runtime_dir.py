@@ -56,6 +56,7 @@ class PoolDescription(Section, frozen=True, kw_only=True):
     segment: str
     epoch: int
     runtime_dir: str
+    log_dir: str
     version: str
     workers: int
 

@@ -36,6 +36,7 @@ def description(directory: RuntimeDir, owner: ProcessIdentity) -> PoolDescriptio
         segment="/dev/shm/spearpool-shop",
         epoch=7,
         runtime_dir=str(directory.path),
+        log_dir="/nowhere/logs",
         version="0.1.0",
         workers=2,
     )

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scale": ("spearpool.cli.change", "scale"),
     "status": ("spearpool.cli.inspect", "status"),
     "instances": ("spearpool.cli.inspect", "instances"),
+    "logs": ("spearpool.cli.logs", "logs"),
     "execute": ("spearpool.cli.execute", "execute"),
     "token": ("spearpool.cli.control", "token"),
     "metrics": ("spearpool.cli.metrics_commands", "metrics"),

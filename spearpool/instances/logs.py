@@ -1,23 +1,31 @@
 """The log of one instance: a file that its process writes to directly, so that nobody has to read for it to go on.
 
 The file is opened for appending by the instance, which makes rotation by *copy and truncate* possible: when it has
-grown beyond its limit, its content moves to `NAME.log.1` and the file is emptied. What is written between the two is
-lost, which is the price of not needing the program's help. Ended instances' logs are kept, the newest `KEEP` per task.
+grown beyond its limit, its last part, as much as the limit and from the beginning of a line, moves to `NAME.log.1`, and
+the file is emptied. What is written between the two is lost, and so is what exceeds the limit: that is the price of not
+needing the program's help, and of a supervisor that never copies more than it must. A log that grows fast is looked at
+more often, so that even a flood has hardly more room than its quota. Ended instances' logs are kept, the newest `KEEP`
+per task.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["KEEP", "MAX_LOG_BYTES", "InstanceLog", "prune_logs"]
+__all__ = ["KEEP", "LOOK_S", "MAX_LOG_BYTES", "InstanceLog", "prune_logs"]
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
 KEEP = 20
+
+LOOK_S = (0.05, 1.0)
+"""Shortest and longest time between two looks at how much a log has grown."""
+
+_LINE_BYTES = 64 * 1024
+"""How far the beginning of a line is looked for."""
 
 _TAIL_BYTES = 4096
 
@@ -29,6 +37,9 @@ class InstanceLog:
         self.path = directory / f"{name}.log"
         self._max_bytes = max_bytes
         self._begin = 0
+        self._size = 0
+        self._looked_at = 0.0
+        self.look_at = 0.0
 
     def open(self) -> int:
         """A descriptor for the process to write to; the caller closes it. Raises OSError."""
@@ -49,15 +60,46 @@ class InstanceLog:
             return ""
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
+    def look(self, now: float) -> None:
+        """Rotate it if there is too much of it, and see when to look again (`look_at`, monotonic seconds)."""
+        rotated = self.rotate()
+        before, self._size = self._size, self._size_now()
+        grown = self._size if rotated else max(0, self._size - before)
+        rate = grown / max(now - self._looked_at, LOOK_S[0])
+        full_in_s = (self._max_bytes - self._size) / rate if rate else LOOK_S[1]
+        if rotated:
+            full_in_s = LOOK_S[0]
+        self._looked_at = now
+        self.look_at = now + min(LOOK_S[1], max(LOOK_S[0], full_in_s))
+
     def rotate(self) -> bool:
         """Move the content aside when there is too much of it. Whether it was."""
         with suppress(OSError):  # a full disk: the program's own writes meet it, too
-            if self.path.stat().st_size > self._max_bytes:
-                shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.1"))
+            if self._size_now() > self._max_bytes:
+                self._copy_end(self.path.with_name(f"{self.path.name}.1"))
                 os.truncate(self.path, 0)
                 self._begin = 0
                 return True
         return False
+
+    def _size_now(self) -> int:
+        with suppress(OSError):
+            return self.path.stat().st_size
+        return 0
+
+    def _copy_end(self, to: Path) -> None:
+        """The last `max_bytes`, in the kernel, put in place at once."""
+        part = to.with_name(f"{to.name}.part")
+        with self.path.open("rb") as source, part.open("wb") as target:
+            size = os.fstat(source.fileno()).st_size
+            start = max(0, size - self._max_bytes)
+            if start:
+                source.seek(start - 1)
+                line_end = source.read(_LINE_BYTES).find(b"\n")
+                start += max(0, line_end)
+            while start < size and (count := os.sendfile(target.fileno(), source.fileno(), start, size - start)):
+                start += count
+        part.replace(to)
 
 
 def prune_logs(directory: Path, task: str, alive: Collection[str], keep: int = KEEP) -> None:

@@ -133,7 +133,7 @@ class ProcessRuntime:
         progress.requested(place)
         name = row.name(task)
         lifecycle = Lifecycle(config, self._now_s())
-        log = self._surroundings.log(name)
+        log = self._surroundings.log(name, config.log_bytes)
         instance = Instance(row, name, task, config, limits, place, lifecycle, progress, log, self._next_launch())
         self._instances[instance.launch] = instance
         self._by_row[row.row] = instance
@@ -337,18 +337,21 @@ class ProcessRuntime:
     # --- watching -----------------------------------------------------------------------------------------------------
 
     def sample_usage(self) -> None:
-        """Publish each instance's limits as they are now, and what it uses of them; rotate logs that have grown.
-
-        For about once a second.
-        """
+        """Publish each instance's limits as they are now, and what it uses of them. For about once a second."""
         now = self._now_s()
         for instance in list(self._instances.values()):
-            instance.log.rotate()
             if instance.watch is not None:
                 self._publish(instance, instance.watch.sample(now))
                 breach = instance.watch.take_breach()
                 if breach and not instance.lifecycle.stopping:
                     self._on_breach(instance, breach)
+
+    def rotate_logs(self) -> None:
+        """Look at the logs that may have grown too large. For every tick: those that do not grow are left alone."""
+        now = self._now_s()
+        for instance in self._instances.values():
+            if now >= instance.log.look_at:
+                instance.log.look(now)
 
     def snapshot(self) -> list[InstanceView]:
         """The living ones, in the order of their requests."""

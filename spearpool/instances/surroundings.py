@@ -17,7 +17,7 @@ from spearpool.config import TaskConfig
 from spearpool.protocol.environment import InstanceEnvironment
 
 from .launch import ZygoteSpec
-from .logs import InstanceLog
+from .logs import MAX_LOG_BYTES, InstanceLog
 
 __all__ = ["Surroundings", "clean_environment", "remove_tree"]
 
@@ -79,8 +79,9 @@ class Surroundings:
         path.mkdir(mode=0o700)
         return path
 
-    def log(self, name: str) -> InstanceLog:
-        return InstanceLog(self.log_dir, name)
+    def log(self, name: str, quota_bytes: int = 2 * MAX_LOG_BYTES) -> InstanceLog:
+        """The log of the instance or zygote `name`; half of the quota is for what was rotated."""
+        return InstanceLog(self.log_dir, name, quota_bytes // 2)
 
 
 def clean_environment(environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

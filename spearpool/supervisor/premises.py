@@ -54,6 +54,7 @@ class Premises:
             segment=str(self.segment.path),
             epoch=self.epoch,
             runtime_dir=str(self.runtime_dir.path),
+            log_dir=str(self.state.log_path),
             version=__version__,
             workers=len(self.listeners.sockets),
         )

@@ -133,6 +133,7 @@ class Staff:
 
     def tick(self) -> None:
         self._runtime.tick()
+        self._runtime.rotate_logs()
         if time.monotonic() >= self._warm_until:
             self._warmed(f"the import of {', '.join(self._runtime.nursery.warming())} takes too long")
         self.look()

@@ -31,6 +31,7 @@ def metrics_pool(env: RuntimeEnv, name: str = "default") -> Iterator[LivingBus]:
             segment=str(living.segment.path),
             epoch=living.segment.epoch,
             runtime_dir=str(directory.path),
+            log_dir="/nowhere/logs",
             version="0",
             workers=2,
         )

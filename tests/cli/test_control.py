@@ -151,6 +151,7 @@ def test_stop_of_a_pool_that_does_not_end(runtime_env: RuntimeEnv) -> None:
             segment=str(living.segment.path),
             epoch=living.segment.epoch,
             runtime_dir=str(directory.path),
+            log_dir="/nowhere/logs",
             version="0",
             workers=2,
         )

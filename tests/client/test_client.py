@@ -331,6 +331,7 @@ def describe(env: RuntimeEnv, port: int, host: str = "127.0.0.1") -> RuntimeDir:
         segment="",
         epoch=1,
         runtime_dir=str(directory.path),
+        log_dir="/nowhere/logs",
         version="0",
         workers=1,
     )

@@ -4,7 +4,9 @@ import os
 import stat
 from pathlib import Path
 
-from spearpool.instances.logs import InstanceLog, prune_logs
+import pytest
+
+from spearpool.instances.logs import LOOK_S, InstanceLog, prune_logs
 
 
 def write(log: InstanceLog, data: bytes) -> None:
@@ -47,21 +49,21 @@ def test_the_tail_of_no_file(tmp_path: Path) -> None:
 
 
 def test_rotation_empties_the_file_under_its_writer(tmp_path: Path) -> None:
-    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=10)
+    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=16)
     write(log, b"before\n")
     fd = log.open()
     assert not log.rotate()
     os.write(fd, b"much more\n")
     assert log.rotate()
-    assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"before\nmuch more\n"
+    assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"much more\n", "whole lines"
     assert log.path.read_bytes() == b""
     os.write(fd, b"after\n")
     assert log.path.read_bytes() == b"after\n", "no hole: the writer appends"
     assert log.tail() == "after"
     assert not log.rotate()
-    os.write(fd, b"and again\n")
+    os.write(fd, b"and again, on\n")
     assert log.rotate()
-    assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"after\nand again\n"
+    assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"and again, on\n"
     os.close(fd)
 
 
@@ -89,3 +91,47 @@ def test_pruning_keeps_the_newest_and_those_alive(tmp_path: Path) -> None:
     prune_logs(tmp_path, "a", alive={"a-0-0"}, keep=2)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"a-0-0.log", "a-0-4.log", "a-0-5.log", *others}
+
+
+def test_of_a_flood_the_last_part_is_kept_from_the_beginning_of_a_line(tmp_path: Path) -> None:
+    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=1000)
+    write(log, b"".join(b"line %d\n" % number for number in range(100_000)))
+    assert log.rotate()
+    kept = (tmp_path / "thumb-0-1.log.1").read_bytes()
+    assert 980 < len(kept) <= 1000
+    assert kept.startswith(b"line ")
+    assert kept.endswith(b"line 99999\n")
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
+    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=1000)
+    write(log, b"x" * 1_000_000)
+    assert log.rotate()
+    assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"x" * 1000
+
+
+def test_the_faster_it_grows_the_sooner_it_is_looked_at(tmp_path: Path) -> None:
+    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=100_000)
+    shortest, longest = LOOK_S
+    fd = log.open()
+    log.look(10.0)
+    assert log.look_at == 10.0 + longest, "it does not grow"
+    os.write(fd, b"x" * 40_000)
+    log.look(11.0)
+    assert log.look_at == 11.0 + longest, "full in a second and a half"
+    os.write(fd, b"x" * 40_000)
+    log.look(12.0)
+    assert log.look_at == pytest.approx(12.5), "at this rate"
+    os.write(fd, b"x" * 40_000)
+    log.look(12.5)
+    assert log.look_at == 12.5 + shortest, "it was rotated"
+    log.look(12.6)
+    assert log.look_at == 12.6 + longest, "and calm since"
+    os.close(fd)
+
+
+def test_a_log_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
+    log = InstanceLog(tmp_path, "nobody-0-1")
+    log.look(1.0)
+    assert log.look_at == 1.0 + LOOK_S[1]

@@ -335,17 +335,18 @@ def test_views_and_deadlines(house: House) -> None:
     assert house.runtime.snapshot()[0].pid == identity(instance).pid
 
 
-def test_logs_are_rotated_while_the_program_writes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spearpool.instances.logs.InstanceLog.__init__.__defaults__", (1000,))
-    instance = house.create("agent:sh -c 'while :; do echo something to say; sleep 0.01; done'")
+def test_a_flood_of_output_keeps_within_its_quota(house: House) -> None:
+    instance = house.create("agent:sh -c 'while :; do echo something to say; done'", log_bytes=65_536)
     old = house.log_dir / "t-0-1.log.1"
 
     def rotated() -> bool:
-        house.runtime.sample_usage()
+        house.runtime.rotate_logs()
         return old.exists()
 
     house.until(rotated)
-    assert instance.log.path.stat().st_size < 1000 < old.stat().st_size
+    assert 30_000 < old.stat().st_size <= 32_768
+    assert old.read_bytes().startswith(b"something to say\n")
+    house.runtime.stop_instance(instance)
 
 
 def test_who_takes_the_place_of_a_crashed_one_has_its_count(house: House) -> None:

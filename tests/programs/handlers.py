@@ -31,6 +31,14 @@ def sleep(request: Request) -> str:
     return "slept"
 
 
+def loud(request: Request) -> str:
+    """Print so many lines of so many dots."""
+    count, width = map(int, request.args)
+    for number in range(count):
+        print("line", number, "." * width)
+    return "said"
+
+
 def deaf(request: Request) -> None:
     """Sleep for as many seconds as the first argument says, and do not listen to SIGTERM meanwhile."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
