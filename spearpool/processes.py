@@ -29,6 +29,7 @@ __all__ = [
     "pidfd_open",
     "private_bytes",
     "set_parent_death_signal",
+    "signal_tree",
     "start_ticks",
     "tree_of",
     "wait_gone",
@@ -130,7 +131,7 @@ def kill_descendants(root_pid: int, spare: Collection[int] = (), timeout_s: floa
     while True:
         alive = descendants(root_pid, spare)
         for pid in alive:
-            _kill(pid)
+            _send(pid, signal.SIGKILL)
         # A process whose parent died during the scan was under neither parent: only two empty scans in a row count.
         empty_scans = 0 if alive else empty_scans + 1
         if empty_scans == 2 or time.monotonic() > deadline:
@@ -165,7 +166,18 @@ def kill_tree(pid: int) -> None:
     changes while it is read, escapes and comes to the nearest child subreaper as an orphan.
     """
     for member in tree_of(pid):
-        _kill(member)
+        _send(member, signal.SIGKILL)
+
+
+def signal_tree(pid: int, signum: int) -> None:
+    """Send a signal to a process and its descendants, parents first: who has been stopped has no more children.
+
+    It is `kill_tree`'s one round, and what is born meanwhile may escape it.
+    """
+    tree = [pid]
+    for member in tree:  # grows as we go
+        _send(member, signum)
+        tree += _listed_children(member)
 
 
 def set_parent_death_signal(signum: int, expected_parent: int) -> None:
@@ -251,9 +263,9 @@ def _listed_children(pid: int) -> list[int]:
     return children
 
 
-def _kill(pid: int) -> None:
+def _send(pid: int, signum: int) -> None:
     with suppress(ProcessLookupError, PermissionError):  # gone meanwhile, or reported as a survivor
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signum)
 
 
 def _prctl(option: int, argument: int) -> None:

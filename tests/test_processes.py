@@ -23,9 +23,11 @@ from spearpool.processes import (
     own_children,
     pidfd_open,
     private_bytes,
+    signal_tree,
     start_ticks,
     wait_gone,
 )
+from tests.conftest import eventually
 
 pytestmark = pytest.mark.process
 
@@ -208,6 +210,21 @@ def test_kill_tree_ends_root_and_all_below() -> None:
         assert len(tree) == 3
         assert all(wait_gone(identity, 10) for identity in identities)
         kill_tree(child.pid)  # nobody is there: nothing happens
+
+
+def test_signal_tree_stops_root_and_all_below_and_has_them_go_on() -> None:
+    def states() -> set[str]:
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in (child.pid, *descendants(child.pid))]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+    with running(script(THREE_GENERATIONS)) as child:
+        assert len(descendants(child.pid)) == 2
+        signal_tree(child.pid, signal.SIGSTOP)
+        eventually(lambda: states() == {"T"}, 10)
+        signal_tree(child.pid, signal.SIGCONT)
+        eventually(lambda: "T" not in states(), 10)
+        kill_tree(child.pid)
+    signal_tree(child.pid, signal.SIGSTOP)  # nobody is there: nothing happens
 
 
 def test_parent_death_signal_ends_a_process_that_would_not_notice() -> None:

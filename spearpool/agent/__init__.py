@@ -7,12 +7,15 @@
 
     serve(shout)
 
+A function that is marked with `on_signal` hears the names of `spearpool signal INSTANCE NAME`.
+
 Starts fast: it loads the standard library (no asyncio) and msgspec, nothing heavier.
 """
 
 from __future__ import annotations
 
+from .notices import on_signal
 from .request import Handler, Request
 from .serving import serve
 
-__all__ = ["Handler", "Request", "serve"]
+__all__ = ["Handler", "Request", "on_signal", "serve"]

@@ -26,6 +26,7 @@ from spearpool.protocol.events import CloseReason
 from spearpool.protocol.messages import (
     UNSET,
     AuthRequest,
+    Custom,
     ErrorMessage,
     ExecuteRequest,
     ExecuteResponse,
@@ -38,6 +39,7 @@ from spearpool.protocol.session import Closed, Received, SessionEvent, Side
 
 from .dial import dial
 from .line import Line, Watch
+from .notices import deliver
 from .request import Request
 
 __all__ = ["EXIT_UNFINISHED", "STOP_GRACE_S", "Conversation", "Work"]
@@ -174,8 +176,11 @@ class Conversation:
         self._accept(work)
 
     def _obey(self, signal: Signal) -> None:
-        """Terminate with an execution id cancels that one; without, it ends this program. Others are not for us."""
-        if signal.execution_id is not UNSET:
+        """Terminate with an execution id cancels that one; without, it ends this program. A name of its own is for who
+        listens; others are not for us."""
+        if isinstance(signal.signal_type, Custom):
+            deliver(signal.signal_type.name)
+        elif signal.execution_id is not UNSET:
             for work in self._in_hand():
                 if work.request.execution_id == signal.execution_id:
                     work.request.cancel()

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "instances": ("spearpool.cli.inspect", "instances"),
     "logs": ("spearpool.cli.logs", "logs"),
     "execute": ("spearpool.cli.execute", "execute"),
+    "signal": ("spearpool.cli.signalling", "signal"),
     "token": ("spearpool.cli.control", "token"),
     "metrics": ("spearpool.cli.metrics_commands", "metrics"),
     "config": ("spearpool.cli.configuration", "config"),

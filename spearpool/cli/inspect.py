@@ -77,8 +77,19 @@ def _print_workers(workers: list[Document]) -> None:
 
 
 def _print_tasks(tasks: list[Document]) -> None:
-    columns = ("task", "target", "#ready", "#busy", "#starting", "#stopping", "#failed", "#queued", "#in flight")
-    states = ("ready", "busy", "starting", "stopping", "failed")
+    columns = (
+        "task",
+        "target",
+        "#ready",
+        "#busy",
+        "#paused",
+        "#starting",
+        "#stopping",
+        "#failed",
+        "#queued",
+        "#in flight",
+    )
+    states = ("ready", "busy", "paused", "starting", "stopping", "failed")
     rows = [
         [row["name"], row["target"], *(row["instances"][s] for s in states), row["queued"], row["in_flight"]]
         for row in tasks

@@ -104,6 +104,10 @@ class Launcher(Protocol):
         """Send a signal to the process group of a launch; nothing happens when it is gone."""
         ...
 
+    def signal_tree(self, launch: int, signum: int) -> None:
+        """The same to the process and all its descendants."""
+        ...
+
     def kill_tree(self, launch: int) -> None:
         """SIGKILL the process and all its descendants, daemonised ones included."""
         ...

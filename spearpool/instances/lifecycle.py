@@ -89,6 +89,7 @@ class Lifecycle:
         self.deadline = now + config.start_timeout_s
         self.ready_at: float | None = None
         self.stop_wanted = False
+        self.frozen = False
         self._complaint = ""
 
     @property
@@ -123,7 +124,16 @@ class Lifecycle:
         """Its agent's connection ended."""
         if self.phase is Phase.READY:
             self.phase = Phase.AWAY
-            self.deadline = now + self._config.start_timeout_s
+            self._await_return(now)
+
+    def freeze(self, now: float, *, frozen: bool) -> None:
+        """Its processes are stopped, or go on. While they are, a lost connection stays lost, and that is no fault."""
+        self.frozen = frozen
+        if self.phase is Phase.AWAY:
+            self._await_return(now)
+
+    def _await_return(self, now: float) -> None:
+        self.deadline = math.inf if self.frozen else now + self._config.start_timeout_s
 
     def stop(self, now: float) -> Order | None:
         """Somebody wants it gone: no failure, however it ends."""

@@ -251,7 +251,14 @@ class ProcessRuntime:
 
     def stop_instance(self, instance: Instance) -> None:
         """End an instance: its agent is asked, then its process group gets SIGTERM, then its whole tree SIGKILL."""
+        if instance.lifecycle.frozen:
+            self.freeze(instance, frozen=False)
         self._obey(instance, instance.lifecycle.stop(self._now_s()))
+
+    def freeze(self, instance: Instance, *, frozen: bool) -> None:
+        """Stop all its processes where they stand, or have them go on."""
+        instance.lifecycle.freeze(self._now_s(), frozen=frozen)
+        self._launcher.signal_tree(instance.launch, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def condemn(self, instance: Instance, complaint: str) -> None:
         """End its whole tree at once: it did what `complaint` says, and that is a crash."""

@@ -25,10 +25,12 @@ from .vocabulary import (
     ROW_FIELDS,
     ROW_LABEL_WORD,
     ROW_LIMITS_WORD,
+    ROW_PAUSE_WORD,
     ROW_STAGES,
     ROW_WORDS,
     InstanceStage,
     LimitLevel,
+    Pause,
 )
 
 __all__ = ["InstanceRow", "InstancesTable", "LimitState"]
@@ -68,6 +70,7 @@ class InstanceRow:
     restarts: int
     stages_ns: tuple[int, ...]
     limits: tuple[LimitState, ...]
+    pause: Pause = Pause.NONE
 
     @property
     def stage(self) -> InstanceStage:
@@ -127,6 +130,13 @@ class InstancesTable:
         """What was sampled last, and how often the limit was met since the row was opened."""
         self._set_limit(row, limit, usage=usage, breaches=breaches)
 
+    def set_pause(self, row: int, pause: Pause) -> None:
+        """Whether the instance rests; whoever has its agent, or gets it, looks here."""
+        self._words[row * ROW_WORDS + ROW_PAUSE_WORD] = pause
+
+    def pause(self, row: int) -> Pause:
+        return Pause(self._words[row * ROW_WORDS + ROW_PAUSE_WORD])
+
     def close_row(self, row: int) -> None:
         """The instance is gone: its secret is void from here on. Closing a closed row changes nothing."""
         if self._get(row, "alive"):
@@ -158,7 +168,7 @@ class InstancesTable:
         value = dict(zip(ROW_FIELDS, words, strict=False))
         instance = InstanceId(row, value["generation"])
         task = self._segment.task_name(value["task"])
-        label = b"".join(word.to_bytes(8, "little", signed=True) for word in words[ROW_LABEL_WORD:])
+        label = b"".join(word.to_bytes(8, "little", signed=True) for word in words[ROW_LABEL_WORD:ROW_PAUSE_WORD])
         return InstanceRow(
             instance=instance,
             instance_id=read_name(label, 0) or instance.name(task),
@@ -172,6 +182,7 @@ class InstancesTable:
             restarts=value["restarts"],
             stages_ns=tuple(words[_STAGES : _STAGES + len(ROW_STAGES)]),
             limits=tuple(_limits(words)),
+            pause=Pause(words[ROW_PAUSE_WORD]),
         )
 
     def _get(self, row: int, field: str) -> int:

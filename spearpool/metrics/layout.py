@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from spearpool.config import MAX_SLOTS, MAX_TASKS
 from spearpool.errors import SegmentError
@@ -58,6 +58,7 @@ from .vocabulary import (
     ROW_FIELDS,
     ROW_LABEL_WORD,
     ROW_LIMITS_WORD,
+    ROW_PAUSE_WORD,
     ROW_WORDS,
     TASK_COUNTERS,
     TASK_HISTOGRAMS,
@@ -318,6 +319,7 @@ class Layout:
                 "limit_fields": list(LIMIT_FIELDS),
                 "limit_scales": LIMIT_SCALES,
                 "label_word": ROW_LABEL_WORD,
+                "pause_word": ROW_PAUSE_WORD,
                 "label_bytes": NAME_BYTES,
             },
             "other_column": self.columns - 1,
@@ -393,8 +395,5 @@ def _align(offset: int, to: int) -> int:
     return -(-offset // to) * to
 
 
-Kind = TypeVar("Kind", bound=IntEnum)
-
-
-def _enum(kind: type[Kind]) -> dict[str, int]:
+def _enum(kind: type[IntEnum]) -> dict[str, int]:
     return {member.name.lower(): int(member) for member in kind}

@@ -44,6 +44,7 @@ __all__ = [
     "ROW_FIELDS",
     "ROW_LABEL_WORD",
     "ROW_LIMITS_WORD",
+    "ROW_PAUSE_WORD",
     "ROW_STAGES",
     "ROW_WORDS",
     "TASK_COUNTERS",
@@ -152,6 +153,14 @@ class EventKind(IntEnum):
     WORKER_DRAINING = 50
     WORKER_EXITED = 51
     WORKER_KILLED = 52
+
+
+class Pause(IntEnum):
+    """Whether an instance that is asked to rest does so."""
+
+    NONE = 0
+    DISPATCH = 1  # no executions are given to it
+    PROCESS = 2  # and its processes are stopped
 
 
 class LimitLevel(IntEnum):
@@ -273,6 +282,7 @@ LIMIT_SLOTS = 12
 ROW_WORDS = 80
 ROW_LIMITS_WORD = 16
 ROW_LABEL_WORD = ROW_LIMITS_WORD + LIMIT_SLOTS * len(LIMIT_FIELDS)
+ROW_PAUSE_WORD = ROW_LABEL_WORD + NAME_BYTES // 8
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:

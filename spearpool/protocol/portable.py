@@ -63,6 +63,10 @@ class PortableSession(Session):
         session._reader.feed(record.begun)
         return session
 
+    def excuse(self, now: float) -> None:
+        """The peer could not speak until now: take it as heard."""
+        self._heard_at = now
+
     @property
     def at_rest(self) -> bool:
         """Whether nothing is under way: no request without its answer, nothing to be written, no large frame."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from spearpool.errors import SegmentError
 from spearpool.metrics.instances_table import InstancesTable
+from spearpool.metrics.vocabulary import Pause
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.worker.control import Claim, Disown, ExternalAgent, ExternalRow, Released, RowCleared
 
@@ -37,6 +38,7 @@ class Owners:
         self._crew = crew
         self._owners: dict[int, _Owner] = {}
         self._external: dict[str, InstanceId] = {}
+        self._resting: dict[str, Pause] = {}  # external agents that are paused, whatever row they have
 
     def claim(self, claim: Claim, member: Member) -> bool:
         """An agent authenticated at a worker, or its connection was handed to it; the older of two is closed."""
@@ -98,7 +100,16 @@ class Owners:
             self._crew.send(member, ExternalRow(agent.request, 0, 0))
             return
         self._external[agent.instance_id] = row
+        self._table.set_pause(row.row, self._resting.get(agent.instance_id, Pause.NONE))
         self._crew.send(member, ExternalRow(agent.request, row.row, row.generation))
+
+    def remember_pause(self, instance: InstanceId, pause: Pause) -> None:
+        """An agent that somebody else started gets a new row each time it comes: its pause goes with its name."""
+        for name in [name for name, row in self._external.items() if row == instance]:
+            if pause:
+                self._resting[name] = pause
+            else:
+                self._resting.pop(name, None)
 
     def _close_external(self, row: int, generation: int) -> None:
         for name, instance in list(self._external.items()):

@@ -24,7 +24,7 @@ __all__ = ["Report"]
 
 Document = dict[str, Any]
 
-STATES = ("starting", "ready", "busy", "stopping", "failed")
+STATES = ("starting", "ready", "busy", "paused", "stopping", "failed")
 """States of an instance, as `status` counts them."""
 
 

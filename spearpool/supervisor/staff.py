@@ -231,6 +231,17 @@ class Staff:
 
     # The end
 
+    def find(self, instance: InstanceId) -> Instance | None:
+        """The living instance of ours with that row."""
+        return self._runtime.find(instance)
+
+    def stop_instance(self, instance: Instance) -> None:
+        """End one instance as planned; the task gets another one when it needs it."""
+        self._runtime.stop_instance(instance)
+
+    def freeze(self, instance: Instance, *, frozen: bool) -> None:
+        self._runtime.freeze(instance, frozen=frozen)
+
     def hire_no_more(self) -> None:
         self._decide(moves.Stop())
 
@@ -281,11 +292,11 @@ class Staff:
         return self._failures[task]
 
     def state_of(self, row: InstanceRow) -> str:
-        """`starting`, `ready` or `stopping`."""
+        """`starting`, `ready`, `paused` or `stopping`."""
         instance = self._runtime.find(row.instance)
-        if instance is not None:
-            return instance.state
-        return "ready" if row.owner else "starting"
+        state = ("ready" if row.owner else "starting") if instance is None else instance.state
+        asleep = state == "ready" or (instance is not None and instance.lifecycle.frozen)
+        return "paused" if row.pause and asleep else state
 
     # Between the two
 
@@ -340,11 +351,15 @@ class Staff:
             case OnBreach.KILL:
                 self._runtime.condemn(instance, breach)
             case OnBreach.RECYCLE:
-                self._decide(moves.Recycle(self._numbers[instance.launch], breach))
+                self.recycle(instance, breach)
             case OnBreach.WARN:
                 pass
             case _:
                 assert_never(action)
+
+    def recycle(self, instance: Instance, cause: str) -> None:
+        """Have an instance replaced; it goes on until its successor is ready."""
+        self._decide(moves.Recycle(self._numbers[instance.launch], cause))
 
     def _failed(self, task: str, reason: str, instance: str = "") -> None:
         self._failures[task] += 1

@@ -52,6 +52,7 @@ from .premises import Premises, open_premises
 from .reload import worker_policy
 from .report import Report
 from .roster import Roster
+from .signalling import Signalling
 from .staff import Staff
 from .task_reload import TaskReload
 from .warden import Warden
@@ -159,6 +160,7 @@ class Supervisor:
                 "scale": self._scale_command,
                 "task": self._task_command,
                 "change": self._change_command,
+                "signal": Signalling(premises.table, crew, owners, self._staff).command,
             },
         )
         stack.callback(self._bus.close)

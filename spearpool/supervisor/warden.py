@@ -35,6 +35,7 @@ from .warden_messages import (
     KillTree,
     Launch,
     SignalGroup,
+    SignalTree,
     SpawnWorker,
     SupervisorEnd,
     ToWarden,
@@ -113,6 +114,9 @@ class Warden:
 
     def signal_group(self, launch: int, signum: int) -> None:
         self._request(SignalGroup(launch, signum))
+
+    def signal_tree(self, launch: int, signum: int) -> None:
+        self._request(SignalTree(launch, signum))
 
     def kill_tree(self, launch: int) -> None:
         self._request(KillTree(launch))

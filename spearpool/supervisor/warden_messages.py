@@ -13,6 +13,7 @@ __all__ = [
     "KillTree",
     "Launch",
     "SignalGroup",
+    "SignalTree",
     "SpawnWorker",
     "SupervisorEnd",
     "ToWarden",
@@ -43,13 +44,20 @@ class SignalGroup(Record, frozen=True):
     signum: int
 
 
+class SignalTree(Record, frozen=True):
+    """Send a signal to the launch's process and all that descends from it."""
+
+    launch: int
+    signum: int
+
+
 class KillTree(Record, frozen=True):
     """SIGKILL the launch's process and all that descends from it."""
 
     launch: int
 
 
-ToWarden = SpawnWorker | Launch | SignalGroup | KillTree
+ToWarden = SpawnWorker | Launch | SignalGroup | SignalTree | KillTree
 FromWarden = Launched | LaunchFailed | ZygoteReady | Exited
 
 _TO_WARDEN: Packer[ToWarden] = Packer(ToWarden)

@@ -35,9 +35,9 @@ from spearpool.instances.lifecycle import describe_exit
 from spearpool.instances.zygote import command as zygote_command
 from spearpool.instances.zygote_messages import Fork, Forked, FromZygote, Imported, ImportFailed
 from spearpool.packing import UnpackError
-from spearpool.processes import ProcessIdentity, kill_descendants, kill_tree, own_children
+from spearpool.processes import ProcessIdentity, kill_descendants, kill_tree, own_children, signal_tree
 
-from .warden_messages import FromWarden, KillTree, Launch, SignalGroup, SpawnWorker, ToWarden, WardenEnd
+from .warden_messages import FromWarden, KillTree, Launch, SignalGroup, SignalTree, SpawnWorker, ToWarden, WardenEnd
 from .wards import Stage, Ward, Wards, WorkerProcess, Zygote
 
 __all__ = ["WardenProcess"]
@@ -119,6 +119,10 @@ class WardenProcess:
                 if ward is not None and ward.pid is not None:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(ward.pid, signum)
+            case SignalTree(launch, signum):
+                ward = self._wards.launched_as(launch)
+                if ward is not None and ward.pid is not None:
+                    signal_tree(ward.pid, signum)
             case KillTree(launch):
                 ward = self._wards.launched_as(launch)
                 if ward is not None:

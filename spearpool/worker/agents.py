@@ -16,6 +16,7 @@ from typing import Protocol
 from spearpool.config import TaskConfig
 from spearpool.errors import LocalProtocolError
 from spearpool.metrics import InstancesTable, Seat
+from spearpool.metrics.vocabulary import Pause
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.identity import Identity, Role
@@ -23,7 +24,18 @@ from spearpool.protocol.messages import AuthRequest, Custom, Signal, SignalName
 
 from .belongings import AgentRecord
 from .connection import Connection
-from .control import Claim, Disown, ExternalAgent, ExternalRow, FromWorker, Released, RowCleared, SignalAgent, WorkWaits
+from .control import (
+    AgentPaused,
+    Claim,
+    Disown,
+    ExternalAgent,
+    ExternalRow,
+    FromWorker,
+    Released,
+    RowCleared,
+    SignalAgent,
+    WorkWaits,
+)
 from .executions import Agent
 from .overtime import Overtime
 
@@ -50,6 +62,12 @@ class Roll(Protocol):
     def agent_retired(self, agent: Agent, /) -> None:
         """It is about to leave: no more work for it."""
         ...
+
+    def agent_rests(self, agent: Agent, /) -> None:
+        """No more work for it until it goes on."""
+        ...
+
+    def agent_goes_on(self, agent: Agent, /) -> None: ...
 
     def agent_left(self, agent: Agent, /) -> None: ...
 
@@ -167,8 +185,12 @@ class Agents:
         self._by_instance[instance] = connection
         self._claim(connection, instance)
         self._seat.set_agent(instance.row, instance.generation, 1, 0)
+        pause = self._table.pause(instance.row)
+        if pause:
+            agent.paused, agent.held, agent.capacity = True, agent.capacity, 0
         self._roll.agent_joined(agent, named)
         self.busy(agent)
+        self._freeze(connection, agent, pause)
 
     def _claim(self, connection: Connection, instance: InstanceId) -> None:
         connected_ns, authenticated_ns = int(connection.connected_at * 1e9), int(connection.authenticated_at * 1e9)
@@ -220,6 +242,27 @@ class Agents:
     def _gone(self, instance: InstanceId) -> None:
         self._overtime.gone(instance)
         self._roll.agent_gone(instance)
+
+    def pause(self, record: AgentPaused) -> None:
+        """The agent, if it is here, gets no more work; or it gets work again."""
+        connection = self._by_instance.get(InstanceId(record.row, record.generation))
+        if connection is None or connection.agent is None:
+            return
+        agent, pause = connection.agent, Pause(record.pause)
+        agent.paused = bool(pause)
+        if agent.paused:
+            self._roll.agent_rests(agent)
+        self._freeze(connection, agent, pause)
+        if not agent.paused:
+            self._roll.agent_goes_on(agent)
+
+    def _freeze(self, connection: Connection, agent: Agent, pause: Pause) -> None:
+        """While its processes are stopped it is not expected to say anything, and its executions take no time."""
+        frozen = pause is Pause.PROCESS
+        if connection.frozen is not frozen:
+            connection.freeze(frozen=frozen)
+            if agent.timed:
+                self._overtime.freeze(agent, frozen=frozen)
 
     def signal(self, record: SignalAgent) -> None:
         """Pass a signal on to an agent; one that is told to end gets no more work."""

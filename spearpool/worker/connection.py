@@ -96,6 +96,7 @@ class Connection(asyncio.Protocol):
         "connected_at",
         "ended",
         "executions",
+        "frozen",
         "heartbeat_sequence",
         "held",
         "last_activity",
@@ -141,6 +142,7 @@ class Connection(asyncio.Protocol):
         self.ended = False
         self.linger_until = inf
         self.held = False
+        self.frozen = False
         self.moving = False
         self.settled = False
 
@@ -319,12 +321,18 @@ class Connection(asyncio.Protocol):
             self.abort()
             return []
         before, self._unsent_bytes = self._unsent_bytes, self._count_unsent()
-        if 0 < self._unsent_bytes < before:
+        if self.frozen or 0 < self._unsent_bytes < before:
             self._patient_until = now + self._patience_s
             return []
         events = self.session.expire(now)
         self._outbox.post(self)
         return events
+
+    def freeze(self, *, frozen: bool) -> None:
+        """The peer's processes are stopped, or go on: while they are, its silence means nothing."""
+        self.frozen = frozen
+        if not frozen:
+            self.session.excuse(time.monotonic())
 
     def _count_unsent(self) -> float:
         """Bytes that the peer has not acknowledged; inf for none, so that any number is less."""

@@ -16,6 +16,7 @@ from spearpool.packing import Packer, Record
 __all__ = [
     "EXIT_CANNOT_START",
     "STACKS_SIGNAL",
+    "AgentPaused",
     "Claim",
     "Disown",
     "Drain",
@@ -124,6 +125,15 @@ class SignalAgent(Record, frozen=True):
     row: int
     generation: int
     signal: str
+
+
+class AgentPaused(Record, frozen=True):
+    """Dispatch no more to this instance's agent, or dispatch again; said to every worker. Its row says the same
+    (`Pause`), to whoever gets the agent later."""
+
+    row: int
+    generation: int
+    pause: int
 
 
 class TaskState(Record, frozen=True):
@@ -242,6 +252,7 @@ ToWorker = (
     | RowCleared
     | ExternalRow
     | SignalAgent
+    | AgentPaused
     | TaskState
     | Revocations
     | Drain

@@ -78,9 +78,10 @@ class Agent:
     """One agent's connection.
 
     `who` is equal for connections of the same agent. `running` holds the ids that use its capacity, with None those
-    that nobody here waits for, the oldest first; `held` is the capacity of one that is suspended. It runs
-    `concurrency` of them at a time; the clocks of one that is `timed` are `stuck`'s. `instance` (its row) and `sent`
-    (execution ids by the request ids that carried them there) are the shell's.
+    that nobody here waits for, the oldest first; `held` is the capacity of one that is suspended, because it is
+    `parked` (about to move) or `paused` (by the user), or both. It runs `concurrency` of them at a time; the clocks of
+    one that is `timed` are `stuck`'s. `instance` (its row) and `sent` (execution ids by the request ids that carried
+    them there) are the shell's.
     """
 
     connection: Any
@@ -93,6 +94,8 @@ class Agent:
     sent: dict[int, str] = field(default_factory=dict)
     concurrency: int = 1
     timed: bool = False
+    parked: bool = False
+    paused: bool = False
 
     def may_have(self, execution: Execution) -> bool:
         """Whether this agent may be the one that was lost with the execution."""

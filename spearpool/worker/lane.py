@@ -70,8 +70,8 @@ class Lane:
         agent.held = capacity
 
     def resume(self, agent: Agent) -> None:
-        """Go on with an agent that was suspended, unless it has been retired meanwhile."""
-        if agent in self.agents and agent.held:
+        """Go on with an agent that was suspended, unless it has been retired meanwhile, or is for another reason."""
+        if agent in self.agents and agent.held and not (agent.parked or agent.paused):
             agent.capacity, agent.held = agent.held, 0
             self.join(agent)
 

@@ -34,6 +34,7 @@ from .connection_manager import ConnectionManager
 from .control import (
     EXIT_CANNOT_START,
     STACKS_SIGNAL,
+    AgentPaused,
     Disown,
     Drain,
     Drained,
@@ -189,6 +190,7 @@ class Worker:
             RowCleared: agents.row_cleared,
             ExternalRow: agents.external_row,
             SignalAgent: agents.signal,
+            AgentPaused: agents.pause,
             TaskState: self._set_task,
             Revocations: lambda record: self._connections.revoke(record.revoked),
             Drain: self._drain,

@@ -23,6 +23,7 @@ from .balance import SETTLED_S, Balance, Standing
 from .connection import Connection
 from .connection_manager import ConnectionManager
 from .control import Emptied
+from .executions import Agent
 from .handover import HandOver
 from .task_execution import TaskExecutionManager
 
@@ -204,8 +205,8 @@ class Mover:
 
     def _give(self, connection: Connection, seat: int) -> bool:
         agent = connection.agent
-        if agent is not None and not agent.held:
-            self._executions.dispatcher.agent_retired(agent, for_good=False)
+        if agent is not None and not agent.parked:
+            self._park(agent)
         self._held.pop(connection.number, None)
         given = self.handover.give(connection, seat)
         if not given:
@@ -220,12 +221,17 @@ class Mover:
         if connection.agent is None:
             connection.hold()
         else:
-            self._executions.dispatcher.agent_retired(connection.agent, for_good=False)
+            self._park(connection.agent)
+
+    def _park(self, agent: Agent) -> None:
+        agent.parked = True
+        self._executions.dispatcher.agent_retired(agent, for_good=False)
 
     def _unhold(self, connection: Connection) -> None:
         self._held.pop(connection.number, None)
         connection.let_go_on()
         if connection.agent is not None:
+            connection.agent.parked = False
             self._executions.run(self._executions.dispatcher.agent_resumed(connection.agent))
 
     def _look_at_held(self, ready: list[int], now: float) -> None:

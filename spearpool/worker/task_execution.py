@@ -1,8 +1,7 @@
 """`TaskExecutionManager`: carries out what the dispatcher decides.
 
-It turns messages of clients, agents and neighbours into the dispatcher's events, and its instructions into messages; it
-keeps the books on executions, and the one timer for their deadlines. No task, no Future and no callback of its own is
-made for an execution: a message goes in, the instructions go out, in the same call.
+It turns messages of clients, agents and neighbours into the dispatcher's events, its instructions into messages, and
+keeps the timer of deadlines. No task, Future or callback is made for an execution: all is done in the same call.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from spearpool.metrics import InstancesTable, MonitoringService, Seat
 from spearpool.metrics.vocabulary import ExecutionStage
 from spearpool.protocol.events import CloseReason
 from spearpool.protocol.identifiers import execution_id
-from spearpool.protocol.identity import Identity, Role
+from spearpool.protocol.identity import Role
 from spearpool.protocol.messages import (
     UNSET,
     AuthRequest,
@@ -110,6 +109,7 @@ class TaskExecutionManager:
         self._other_column = segment.layout.columns - 1
         self.links = Links(self, outbox, config.max_message_size)
         self.agents = Agents(tasks, InstancesTable(segment), seat, self, tell)
+        self.refusal = self.agents.refusal
         self.dispatcher = Dispatcher(
             incarnation,
             tuple(tasks),
@@ -145,9 +145,6 @@ class TaskExecutionManager:
 
     # What connections say, when they begin and end (Handler), and what that means for agents (Roll)
 
-    def refusal(self, identity: Identity) -> str | None:
-        return self.agents.refusal(identity)
-
     def authenticated(self, connection: Connection, request: AuthRequest) -> None:
         peer = connection.session.peer
         if peer is not None and peer.role is Role.AGENT:
@@ -174,6 +171,12 @@ class TaskExecutionManager:
 
     def agent_retired(self, agent: Agent) -> None:
         self.dispatcher.agent_retired(agent)
+
+    def agent_rests(self, agent: Agent) -> None:
+        self.dispatcher.agent_retired(agent, for_good=False)
+
+    def agent_goes_on(self, agent: Agent) -> None:
+        self.run(self.dispatcher.agent_resumed(agent))
 
     def agent_left(self, agent: Agent) -> None:
         self.run(self.dispatcher.agent_left(agent, time.monotonic()))

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from spearpool.agent import notices
 from spearpool.agent.conversation import Conversation, Work
 from spearpool.agent.dial import MAX_MESSAGE_BYTES
 from spearpool.agent.line import Watch
@@ -158,6 +159,18 @@ def test_other_signals_change_nothing(agent: Agent, signal: SignalName | Custom)
     peer.send_all(Signal(signal), execute(1))
     agent.receives(1)
     assert not agent.conversation.stopping
+
+
+def test_a_name_of_its_own_is_told_to_who_listens_and_cancels_nothing(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(notices, "_listeners", [heard.append])
+    peer = agent.connect()
+    peer.send_all(execute(1), Signal(Custom("reload"), execution_id="1-1-1-1"), Signal(Custom("again")))
+    agent.until(lambda: heard == ["reload", "again"])
+    (work,) = agent.work
+    assert not work.request.is_cancelled
 
 
 @pytest.mark.parametrize("reason", [CloseReason.REPLACED, CloseReason.REVOKED])

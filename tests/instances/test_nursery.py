@@ -46,6 +46,9 @@ class Bench:
     def signal_group(self, launch: int, signum: int) -> None:
         raise AssertionError("a zygote is not asked")
 
+    def signal_tree(self, launch: int, signum: int) -> None:
+        raise AssertionError("a zygote is not asked")
+
     def kill_tree(self, launch: int) -> None:
         self.kills.append(launch)
 

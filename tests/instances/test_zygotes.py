@@ -28,6 +28,9 @@ class Recorder:
     def signal_group(self, launch: int, signum: int) -> None:
         raise AssertionError("zygotes are killed")
 
+    def signal_tree(self, launch: int, signum: int) -> None:
+        raise AssertionError("zygotes are killed")
+
     def kill_tree(self, launch: int) -> None:
         self.killed.append(launch)
 

@@ -8,9 +8,24 @@ import subprocess
 import sys
 import time
 
-from spearpool.agent import Request
+from spearpool.agent import Request, on_signal
 
-__all__ = ["daemonise", "deaf", "echo", "fail", "pid", "sleep", "stubborn", "upper"]
+__all__ = ["daemonise", "deaf", "echo", "fail", "pid", "sleep", "stubborn", "told", "upper"]
+
+
+_told: list[str] = []
+
+
+@on_signal
+def hear(name: str) -> None:
+    _told.append(name)
+    if name == "trouble":
+        raise RuntimeError("this listener always fails")
+
+
+def told(request: Request) -> str:
+    """Which signals with a name of their own have come so far."""
+    return " ".join(_told)
 
 
 def echo(request: Request) -> bytes:

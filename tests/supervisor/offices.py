@@ -40,6 +40,7 @@ class Recorder:
 
     launches: list[tuple[int, LaunchSpec | ZygoteSpec | ForkSpec]] = field(default_factory=list)
     signals: list[tuple[int, int]] = field(default_factory=list)
+    tree_signals: list[tuple[int, int]] = field(default_factory=list)
     kills: list[int] = field(default_factory=list)
 
     def launch(self, launch: int, spec: LaunchSpec | ZygoteSpec | ForkSpec, log_fd: int) -> None:
@@ -48,6 +49,9 @@ class Recorder:
 
     def signal_group(self, launch: int, signum: int) -> None:
         self.signals.append((launch, signum))
+
+    def signal_tree(self, launch: int, signum: int) -> None:
+        self.tree_signals.append((launch, signum))
 
     def kill_tree(self, launch: int) -> None:
         self.kills.append(launch)

@@ -192,7 +192,7 @@ def test_a_place_or_limit_that_cannot_be_is_named(driver: Driver) -> None:
 
 
 def test_signals_reach_the_whole_group_and_nobody_else(driver: Driver) -> None:
-    body = "trap 'echo got; exit 3' TERM; (trap 'echo got; exit' TERM; echo up; sleep 600 & wait) & echo up; wait"
+    body = "trap 'echo got; exit 3' TERM; (trap 'echo got; exit' TERM; sleep 600 & echo up; wait) & echo up; wait"
     first, second = (driver.program(["sh", "-c", body]) for _ in range(2))
     driver.lines(4)
     driver.warden.signal_group(first, signal.SIGTERM)
@@ -227,6 +227,16 @@ def daemons(driver: Driver, body: str) -> tuple[int, list[ProcessIdentity]]:
     """A running program with two daemonised processes below it."""
     launch = driver.python(DAEMON + body)
     return launch, [ProcessIdentity.of(int(pid)) for pid in driver.lines(2)]
+
+
+def test_signal_tree_reaches_daemons_too(driver: Driver) -> None:
+    launch, below = daemons(driver, "time.sleep(600)")
+    pids = [driver.identity(launch).pid, *(identity.pid for identity in below)]
+    driver.warden.signal_tree(launch, signal.SIGSTOP)
+    eventually(lambda: all(Path(f"/proc/{pid}/stat").read_text().split()[2] == "T" for pid in pids), timeout_s=20)
+    driver.warden.kill_tree(launch)
+    assert driver.wait(launch, Exited).signal == signal.SIGKILL
+    assert all(wait_gone(identity, 20) for identity in below)
 
 
 def test_kill_tree_ends_daemons_too(driver: Driver) -> None:

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from spearpool.config import ConnectionManagerConfig
 from spearpool.errors import ErrorCode
+from spearpool.metrics import SeatState
+from spearpool.metrics.vocabulary import Pause
 from spearpool.protocol.events import AuthenticationFailed, CloseReason
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.messages import (
@@ -22,7 +26,16 @@ from spearpool.protocol.messages import (
 )
 from spearpool.protocol.session import Side
 from spearpool.worker.agents import LAST_WORDS_S
-from spearpool.worker.control import Claim, Disown, ExternalAgent, ExternalRow, Released, RowCleared, SignalAgent
+from spearpool.worker.control import (
+    AgentPaused,
+    Claim,
+    Disown,
+    ExternalAgent,
+    ExternalRow,
+    Released,
+    RowCleared,
+    SignalAgent,
+)
 from tests.conftest import eventually_async
 
 from .peers import Peer, agent, client, request
@@ -288,3 +301,110 @@ async def test_agents_may_not_submit(tmp_path: Path) -> None:
         assert (await peer.next(ErrorMessage, number)).error_code == ErrorCode.REFUSED
         assert len(worker.connections) == 1
         peer.close()
+
+
+# --------------------------------------------------------------------------------------------------------------- pauses
+
+
+def pause(pool: Pool, instance: InstanceId, what: Pause) -> None:
+    """As the supervisor does it: in the table first, and then to everybody."""
+    pool.table.set_pause(instance.row, what)
+    for worker in pool.workers:
+        worker.executions.agents.pause(AgentPaused(instance.row, instance.generation, what))
+
+
+async def test_a_paused_agent_finishes_what_it_has_and_gets_nothing(tmp_path: Path) -> None:
+    async with one_worker(tmp_path) as (pool, worker):
+        instance, name, token = pool.instance("slow")
+        peer, caller = await agent(worker, name, token), await client(worker)
+        caller.send(request("slow"))
+        number, asked = await peer.message()
+        pause(pool, instance, Pause.DISPATCH)
+        assert free(worker, "slow") == 0
+        caller.send(request("slow"))
+        assert isinstance(asked, ExecuteRequest)
+        peer.complete(number, asked, "it goes on")
+        assert (await caller.next(ExecuteResponse)).output == "it goes on"
+        assert worker.executions.dispatcher.snapshot().queued == 1
+        assert (free(worker, "slow"), peer.inbox) == (0, deque())
+        pause(pool, instance, Pause.NONE)
+        await peer.next(ExecuteRequest)
+        assert free(worker, "slow") == 2
+        caller.close()
+        peer.close()
+
+
+async def test_who_comes_back_is_still_paused(tmp_path: Path) -> None:
+    async with one_worker(tmp_path) as (pool, worker):
+        instance, name, token = pool.instance("echo")
+        pause(pool, instance, Pause.DISPATCH)
+        caller = await client(worker)
+        caller.send(request())
+        for _ in range(2):
+            peer = await agent(worker, name, token)
+            await eventually_async(lambda: worker.seat.agent(instance.row).connections == 1)
+            assert (free(worker, "echo"), worker.executions.dispatcher.snapshot().queued) == (0, 1)
+            peer.abort()
+            await eventually_async(lambda: worker.seat.agent(instance.row).connections == 0)
+        peer = await agent(worker, name, token)
+        pause(pool, instance, Pause.NONE)
+        await peer.next(ExecuteRequest)
+        caller.close()
+        peer.close()
+
+
+async def test_who_moves_is_paused_there_and_may_be_resumed_on_the_way(tmp_path: Path) -> None:
+    async with new_pool(tmp_path) as pool:
+        here, there = await pool.worker(), await pool.worker()
+        await pool.link(here, there)
+        for resume_early in (False, True):
+            instance, name, token = pool.instance("echo")
+            peer = await agent(here, name, token)
+            pause(pool, instance, Pause.DISPATCH)
+            (connection,) = here.connections
+            assert here.mover._give(connection, there.seat.index)
+            if resume_early:
+                pause(pool, instance, Pause.NONE)
+            await eventually_async(lambda: there.records(Claim))
+            there.told.clear()
+            assert free(there, "echo") == int(resume_early)
+            if not resume_early:
+                pause(pool, instance, Pause.NONE)
+            assert (free(there, "echo"), free(here, "echo")) == (1, 0)
+            peer.close()
+            await eventually_async(lambda: not len(there.connections))
+
+
+async def test_who_moves_and_stays_after_all_is_still_paused(tmp_path: Path) -> None:
+    async with new_pool(tmp_path) as pool:
+        here, there = await pool.worker(), await pool.worker()
+        await pool.link(here, there)
+        instance, name, token = pool.instance("echo")
+        peer = await agent(here, name, token)
+        (connection,) = here.connections
+        there.seat.state = SeatState.LEAVING  # it refuses
+        assert here.mover._give(connection, there.seat.index)
+        pause(pool, instance, Pause.DISPATCH)
+        await eventually_async(lambda: not connection.moving)
+        assert free(here, "echo") == 0
+        pause(pool, instance, Pause.NONE)
+        assert free(here, "echo") == 1
+        peer.close()
+
+
+async def test_nothing_is_expected_of_one_whose_processes_are_stopped(tmp_path: Path) -> None:
+    config = ConnectionManagerConfig(heartbeat_interval=0.05, heartbeat_timeout=0.2)
+    async with new_pool(tmp_path) as pool:
+        worker = await pool.worker(config)
+        instance, name, token = pool.instance("echo")
+        silent = await agent(worker, name, token)
+        pause(pool, instance, Pause.PROCESS)
+        (connection,) = worker.connections
+        await asyncio.sleep(0.5)  # more than two timeouts: this is a test of nothing happening
+        assert (connection.ended, worker.records(Released)) == (False, [])
+        pause(pool, instance, Pause.NONE)
+        assert not connection.ended
+        await eventually_async(lambda: connection.ended)
+        (released,) = worker.records(Released)
+        assert released.reason == CloseReason.HEARTBEAT_TIMEOUT.value
+        silent.abort()

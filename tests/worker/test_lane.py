@@ -52,6 +52,37 @@ def test_an_agent_may_bring_more_than_its_capacity() -> None:
     assert (lane.idlest(), lane.free) == (agent, 1)
 
 
+def test_who_is_suspended_for_two_reasons_goes_on_when_both_are_gone() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=2)
+    lane.join(agent)
+    agent.paused = agent.parked = True
+    lane.suspend(agent)
+    lane.suspend(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (0, 0, None)
+    agent.parked = False
+    lane.resume(agent)
+    assert (lane.free, lane.idlest()) == (0, None)
+    agent.paused = False
+    lane.resume(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (2, 2, agent)
+
+
+def test_one_that_comes_paused_gets_nothing_until_it_goes_on() -> None:
+    lane = Lane("a", 0)
+    agent = new_agent(capacity=2)
+    agent.paused, agent.held, agent.capacity = True, 2, 0
+    lane.join(agent)
+    lane.hold(agent, "1", None)
+    assert (lane.places, lane.free, lane.idlest()) == (0, 0, None)
+    lane.release(agent, "1")
+    assert (lane.free, lane.idlest()) == (0, None)
+    lane.hold(agent, "2", None)
+    agent.paused = False
+    lane.resume(agent)
+    assert (lane.places, lane.free, lane.idlest()) == (2, 1, agent)
+
+
 def test_retired_keeps_what_it_has() -> None:
     lane = Lane("a", 0)
     agent, execution = new_agent(capacity=2), new_execution()
