@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.cli.running import Said, invoke
-from tests.conftest import eventually
-from tests.integration.live_pool import HANDLERS, LivePool, live_pool, private_env
+from tests.conftest import RuntimeEnv, eventually
+from tests.integration.live_pool import HANDLERS, LivePool, live_pool
 
 pytestmark = pytest.mark.process
 
@@ -30,12 +31,11 @@ start_timeout_s = 2.0
 """
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePool]:
-    root = tmp_path_factory.mktemp("pool")
-    config = root / "pool.toml"
+@pytest.fixture
+def pool(runtime_env: RuntimeEnv, tmp_path: Path) -> Iterator[LivePool]:
+    config = tmp_path / "pool.toml"
     config.write_text(CONFIG)
-    with live_pool(private_env(root), "--config", str(config)) as pool:
+    with live_pool(runtime_env, "--config", str(config)) as pool:
         yield pool
 
 
@@ -102,8 +102,7 @@ def test_one_whose_processes_are_stopped_is_not_taken_for_silent(pool: LivePool)
     assert said.out.decode().endswith("paused, and its processes are stopped\n")
     eventually(lambda: process_state(before["pid"]) == "T", 5)
     timeouts = pool.status()["totals"]["heartbeat_timeouts"]
-    reads = [pool.cli("metrics", "show") for _ in range(6)]  # several heartbeat timeouts long
-    assert all(read.returncode == 0 for read in reads)
+    time.sleep(2.0)  # several heartbeat timeouts
     assert only(pool)["state"] == "paused"
     assert only(pool)["worker"] == before["worker"], "its connection is still there"
     assert send(pool, "resume").code == 0
