@@ -91,7 +91,7 @@ class ResourceLimits(Section, frozen=True, kw_only=True):
             expect(f"limits.{name}", value, value is None or 0 < value < math.inf, "a number above 0")
         expect("limits.open_files", self.open_files, self.open_files is None or self.open_files >= 16, "16 or more")
         rate = self.network_bytes_per_s
-        expect("limits.network_bytes_per_s", rate, rate is None or rate >= 1024, "1024 or more")
+        expect("limits.network_bytes_per_s", rate, rate is None or rate >= 16_384, "16384 or more")
         expect("limits.nice", self.nice, self.nice is None or -20 <= self.nice <= 19, "-20 to 19")
         usable = os.sched_getaffinity(0)
         expect(

@@ -39,9 +39,6 @@ def check_tasks(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     Imports and runs nothing.
     """
     for name, config in settings.tasks.items():
-        rate = settings.limits_of(name).network_bytes_per_s
-        if rate is not None:
-            raise ConfigError(f"tasks.{name}.limits.network_bytes_per_s", rate, "no value: it is not kept yet")
         argv = check_target(name, config, environ)
         own = clean_environment(environ, config.environment)
         size = len(_PACKER.pack(LaunchSpec(argv, own, config.working_dir or "", settings.limits_of(name))))

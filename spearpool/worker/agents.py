@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from spearpool.config import TaskConfig
@@ -97,6 +98,7 @@ class Agents:
         self._roll = roll
         self._tell = tell
         self._overtime = Overtime(asyncio.get_running_loop(), tasks, roll.agent_overran, tell)
+        self._rates = {name: task.limits.network_bytes_per_s for name, task in tasks.items()}
         self._requests = itertools.count(1)
         self._waiting: dict[int, tuple[Connection, list[str]]] = {}  # for a row, by request
         self._by_instance: dict[InstanceId, Connection] = {}
@@ -185,6 +187,9 @@ class Agents:
         self._by_instance[instance] = connection
         self._claim(connection, instance)
         self._seat.set_agent(instance.row, instance.generation, 1, 0)
+        rate = self._rates[agent.task]
+        if rate is not None:
+            connection.pace(rate, partial(self._seat.count_traffic, instance.row, instance.generation))
         pause = self._table.pause(instance.row)
         if pause:
             agent.paused, agent.held, agent.capacity = True, agent.capacity, 0

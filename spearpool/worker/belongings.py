@@ -1,12 +1,15 @@
-"""What goes with a connection from one worker to another: all that the two of them know of it."""
+"""Records of a connection: what goes with it from one worker to another, and what can be seen of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from spearpool.packing import Packer, Record
 from spearpool.protocol.identifiers import InstanceId
 from spearpool.protocol.portable import SessionRecord
+from spearpool.protocol.session import ConnectionState
 
-__all__ = ["BELONGINGS", "AgentRecord", "Belongings"]
+__all__ = ["BELONGINGS", "AgentRecord", "Belongings", "ConnectionSnapshot"]
 
 
 class AgentRecord(Record, frozen=True):
@@ -33,3 +36,20 @@ class Belongings(Record, frozen=True):
 
 
 BELONGINGS: Packer[Belongings] = Packer(Belongings)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSnapshot:
+    """The seed's `ConnectionState`, at one moment. Times are monotonic seconds; `status` is the session's state."""
+
+    connection_id: str
+    instance_id: str | None
+    remote_addr: str
+    connected_at: float
+    last_activity: float
+    authenticated: bool
+    client_type: str | None
+    client_version: str | None
+    session_id: str | None
+    status: ConnectionState
+    heartbeat_sequence: int

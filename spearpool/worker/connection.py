@@ -15,8 +15,7 @@ import fcntl
 import sys
 import termios
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Protocol, cast
 
@@ -28,30 +27,15 @@ from spearpool.protocol.messages import ErrorMessage, MessageType, Payload
 from spearpool.protocol.portable import PortableSession
 from spearpool.protocol.session import Closed, ConnectionState, SessionEvent, SessionSettings
 
-from .belongings import AgentRecord, Belongings
+from .belongings import AgentRecord, Belongings, ConnectionSnapshot
 from .executions import Agent, Execution
 from .outbox import Outbox
+from .pace import Pace
+from .paced_transport import PacedTransport
 
-__all__ = ["LINGER_S", "Connection", "ConnectionSnapshot", "Owner"]
+__all__ = ["LINGER_S", "Connection", "Owner"]
 
 LINGER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionSnapshot:
-    """The seed's `ConnectionState`, at one moment. Times are monotonic seconds; `status` is the session's state."""
-
-    connection_id: str
-    instance_id: str | None
-    remote_addr: str
-    connected_at: float
-    last_activity: float
-    authenticated: bool
-    client_type: str | None
-    client_version: str | None
-    session_id: str | None
-    status: ConnectionState
-    heartbeat_sequence: int
 
 
 class Owner(Protocol):
@@ -84,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_max_unsent_bytes",
         "_outbox",
         "_owner",
+        "_paced",
         "_patience_s",
         "_patient_until",
         "_transport",
@@ -121,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._outbox = outbox
         self._transport: asyncio.Transport | None = None
+        self._paced: PacedTransport | None = None
         self._max_unsent_bytes = max_unsent_bytes
         self._unsent_bytes = inf  # at the last look
         self._patience_s = settings.heartbeat_timeout_s
@@ -201,7 +187,8 @@ class Connection(asyncio.Protocol):
             return False
         if agent is not None and (agent.running or agent.sent or agent.instance is None):
             return False
-        return not transport.is_closing() and not transport.get_write_buffer_size()
+        in_debt = self._paced is not None and self._paced.in_debt
+        return not (in_debt or transport.is_closing() or transport.get_write_buffer_size())
 
     def belongings(self) -> Belongings:
         """What another worker needs to go on with it; only while it is `at_rest`."""
@@ -324,9 +311,16 @@ class Connection(asyncio.Protocol):
         if self.frozen or 0 < self._unsent_bytes < before:
             self._patient_until = now + self._patience_s
             return []
+        if self._paced is not None and self._paced.in_debt:
+            self.session.excuse(now)
         events = self.session.expire(now)
         self._outbox.post(self)
         return events
+
+    def pace(self, rate: float, count: Callable[[int, int], None]) -> None:
+        """Read and write no more than `rate` bytes a second from now on; see `PacedTransport`."""
+        assert self._transport is not None
+        self._transport = self._paced = PacedTransport(self._transport, self, Pace(rate, time.monotonic()), count)
 
     def freeze(self, *, frozen: bool) -> None:
         """The peer's processes are stopped, or go on: while they are, its silence means nothing."""

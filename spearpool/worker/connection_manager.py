@@ -49,8 +49,8 @@ from spearpool.protocol.session import (
     Violated,
 )
 
-from .belongings import Belongings
-from .connection import Connection, ConnectionSnapshot
+from .belongings import Belongings, ConnectionSnapshot
+from .connection import Connection
 from .deadlines import Alarm
 from .handling import Handler, NoTasks, Watcher
 from .outbox import Outbox

@@ -4,6 +4,7 @@ it and in its words; the next execution of the task finds an instance, and a nei
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -121,6 +122,30 @@ def test_what_the_kernel_refuses_fails_inside_the_program_which_goes_on(
         assert words in _end(client.submit("greedy", amount, timeout=PATIENCE_S))
         assert client.execute("neighbour", input=b"calm", timeout=PATIENCE_S) == b"CALM"
         assert client.run("greedy", "0", timeout=PATIENCE_S).output, "the same instance serves on"
+
+
+def test_who_sends_much_is_read_slowly_and_not_taken_for_silent(make: Any) -> None:
+    """The agent's connection gets no more than its rate; one of our reads may be worth longer than the time-out."""
+    rate, size = 256 * 1024, MIB
+    pool = make(
+        "flood", f"network_bytes_per_s = {rate}\n[connections]\nheartbeat_interval = 0.2\nheartbeat_timeout = 0.6"
+    )
+    before = _instance(pool)
+    assert (_limit(pool, "network_bytes_per_s")["level"], _limit(pool, "network_bytes_per_s")["value"]) == (
+        "enforced",
+        rate,
+    )
+    with pool.client() as client:
+        began = time.monotonic()
+        future = client.submit("greedy", str(size), timeout=PATIENCE_S)
+        assert client.execute("neighbour", input=b"calm", timeout=PATIENCE_S) == b"CALM"
+        assert future.result(PATIENCE_S).output == bytes(size)
+        # the first second's worth passes at once, and the last read is never waited for
+        assert time.monotonic() - began >= size / rate - 1 - 262_144 / rate
+    assert eventually(lambda: _limit(pool, "network_bytes_per_s")["breaches"] >= 1, PATIENCE_S)
+    after = _instance(pool)
+    assert (after["instance_id"], after["pid"]) == (before["instance_id"], before["pid"])
+    assert pool.status()["totals"]["heartbeat_timeouts"] == 0
 
 
 @pytest.mark.parametrize("action", ["warn", "recycle"])

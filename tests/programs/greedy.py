@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spearpool.agent import Request
 
-__all__ = ["bomb", "burn", "fill", "hog", "leak", "write"]
+__all__ = ["bomb", "burn", "fill", "flood", "hog", "leak", "write"]
 
 
 def hog(request: Request) -> str:
@@ -47,6 +47,11 @@ def fill(request: Request) -> str:
         Path(f"file-{number}").write_bytes(os.urandom(1 << 16))
     time.sleep(600)
     return "filled"
+
+
+def flood(request: Request) -> bytes:
+    """Send so many bytes back."""
+    return bytes(int(request.args[0]))
 
 
 def bomb(request: Request) -> str:
