@@ -192,7 +192,8 @@ def test_a_place_or_limit_that_cannot_be_is_named(driver: Driver) -> None:
 
 
 def test_signals_reach_the_whole_group_and_nobody_else(driver: Driver) -> None:
-    body = "trap 'echo got; exit 3' TERM; (trap 'echo got; exit' TERM; sleep 600 & echo up; wait) & echo up; wait"
+    # the first of them waits: what its death leaves of the tree is killed
+    body = "trap 'wait; echo got; exit 3' TERM; (trap 'echo got; exit' TERM; sleep 600 & echo up; wait) & echo up; wait"
     first, second = (driver.program(["sh", "-c", body]) for _ in range(2))
     driver.lines(4)
     driver.warden.signal_group(first, signal.SIGTERM)
