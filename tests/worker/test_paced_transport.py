@@ -16,6 +16,8 @@ from spearpool.worker.pace import BURST_S, Pace
 from spearpool.worker.paced_transport import PacedTransport
 from tests.conftest import eventually_async
 
+uvloop.new_event_loop().close()  # libuv keeps a pipe per process, from its first loop on: before anybody counts leaks
+
 RATE = 200_000
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[T]]], T]
