@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from enum import Enum
+from pathlib import PurePosixPath
 
 from .config_checks import expect, positive
 from .errors import ConfigError
@@ -114,6 +116,9 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     `warm_spare` more; what was not needed for `idle_timeout_s` ends. An instance is replaced after `max_executions`,
     after `max_age_s` or when it holds `max_memory_bytes`, a little earlier at random; 0 means never. Its log may take
     `log_bytes`, the part that was rotated included.
+
+    A program is run only while its file has the digest `sha256`, if one is given. `files` (name there → path here) are
+    copied into an instance's private working directory, which is removed at its end, or kept with `keep_workdir`.
     """
 
     target: str
@@ -130,11 +135,15 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     stop_timeout_s: float = 5.0
     environment: dict[str, str] = {}
     working_dir: str | None = None
+    sha256: str | None = None
+    files: dict[str, str] = {}
+    keep_workdir: bool = False
     log_bytes: int = 20 * 1024 * 1024
     limits: ResourceLimits = ResourceLimits()
 
     def __post_init__(self) -> None:
         Target.parse(self.target)
+        self._check_artifact()
         expect("min_instances", self.min_instances, 0 <= self.min_instances <= 1000, "0 to 1000")
         least = max(self.min_instances, self.warm_spare)
         expect("warm_spare", self.warm_spare, 0 <= self.warm_spare <= 1000, "0 to 1000")
@@ -155,6 +164,20 @@ class TaskConfig(Section, frozen=True, kw_only=True):
             expect(
                 "environment", name, name and "=" not in name and "\0" not in name + value, "NAME = value without NUL"
             )
+
+    def _check_artifact(self) -> None:
+        digest = self.sha256
+        expect("sha256", digest, digest is None or re.fullmatch("[0-9a-f]{64}", digest), "64 small hexadecimal digits")
+        runs_file = self.parsed_target.kind is not TargetKind.PYTHON
+        expect("sha256", digest, digest is None or runs_file, "none: a Python task is more than one file")
+        private = self.working_dir is None
+        where = "none beside working_dir: they go into a private working directory"
+        expect("files", list(self.files), private or not self.files, where)
+        expect("keep_workdir", self.keep_workdir, private or not self.keep_workdir, "false beside working_dir")
+        for name in self.files:
+            path = PurePosixPath(name)
+            inside = path.parts and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+            expect("files", name, inside, "names relative to the working directory, without '..'")
 
     @property
     def most_instances(self) -> int:

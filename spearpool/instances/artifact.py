@@ -3,14 +3,20 @@
 A program is looked up as the kernel and a shell would, in the PATH that it will get. A Python module is looked for
 *without importing it*: `importlib.util.find_spec("package.module")` would run the package's code, here in the
 supervisor. Whether the function exists inside the module shows when the zygote imports it.
+
+A digest is computed again when the file's inode or times have changed. Whoever may write the file can still change it
+between the check and the start: the digest guards against the wrong version, not against an intruder.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
 import pkgutil
 import shutil
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +29,19 @@ from spearpool.packing import Packer
 from .launch import MAX_SPEC_BYTES, LaunchSpec
 from .surroundings import clean_environment
 
-__all__ = ["ArtifactError", "check_target", "check_tasks", "find_module", "find_program", "resolve_target"]
+__all__ = [
+    "ArtifactError",
+    "check_artifact",
+    "check_target",
+    "check_tasks",
+    "find_module",
+    "find_program",
+    "resolve_target",
+]
+
+MAX_FILES_BYTES = 64 * 1024 * 1024
+"""What a task's `files` may have in all: the supervisor copies them for each instance, and does nothing else then."""
+
 
 _AT_MOST = f"at most {MAX_SPEC_BYTES} bytes"
 _PACKER: Packer[Any] = Packer(Any)
@@ -54,9 +72,50 @@ def check_tasks(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
 def check_target(name: str, config: TaskConfig, environ: Mapping[str, str] = os.environ) -> list[str]:
     """As `resolve_target`, but raises `ConfigError` when the task's program or module is not there."""
     try:
-        return resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
+        argv = resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
     except ArtifactError as error:
         raise ConfigError(f"tasks.{name}.target", config.target, f"something that can be run: {error}") from None
+    try:
+        check_artifact(config, argv)
+    except ArtifactError as error:
+        raise ConfigError(f"tasks.{name}", config.target, f"what the task says of it: {error}") from None
+    return argv
+
+
+def check_artifact(config: TaskConfig, argv: Sequence[str]) -> None:
+    """Raise `ArtifactError` when the program `argv[0]` has not the digest that it should have, or a file is missing."""
+    if config.sha256 is not None:
+        found = _digest_of(argv[0])
+        if found != config.sha256:
+            raise ArtifactError(f"program {argv[0]} has the SHA-256 {found}, not {config.sha256}")
+    total = 0
+    for source in config.files.values():
+        try:
+            status = Path(source).stat()
+        except OSError as error:
+            raise ArtifactError(f"file {source}: {error.strerror}") from None
+        if not stat.S_ISREG(status.st_mode) or not os.access(source, os.R_OK):
+            raise ArtifactError(f"file {source} is not a regular file that can be read")
+        total += status.st_size
+    if total > MAX_FILES_BYTES:
+        raise ArtifactError(
+            f"its files have {total} bytes, more than the {MAX_FILES_BYTES} that are copied for each instance; let the "
+            "program read them where they are"
+        )
+
+
+def _digest_of(program: str) -> str:
+    try:
+        status = Path(program).stat()
+        return _digest(program, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    except OSError as error:
+        raise ArtifactError(f"program {program} cannot be read: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(program: str, _version: tuple[int, ...]) -> str:
+    with Path(program).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve_target(target: Target, environ: Mapping[str, str], working_dir: str | None) -> list[str]:

@@ -31,7 +31,7 @@ from spearpool.metrics.vocabulary import InstanceStage
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
-from .artifact import ArtifactError, resolve_target
+from .artifact import ArtifactError, check_artifact, resolve_target
 from .disk_gauge import DiskGauge
 from .instance import Instance, InstanceView
 from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady
@@ -41,7 +41,7 @@ from .logs import prune_logs
 from .nursery import RUNNER, Nursery
 from .places import Places
 from .progress import Progress
-from .surroundings import Surroundings, remove_tree
+from .surroundings import Surroundings, copy_files, remove_tree
 from .watching import Watching
 from .zygotes import Zygote
 
@@ -112,6 +112,7 @@ class ProcessRuntime:
         with self._step(instance, "artifact"):
             environ = self._surroundings.common_environment(config.environment)
             argv = resolve_target(config.parsed_target, environ, config.working_dir)
+            check_artifact(config, argv)
         with self._step(instance, "working directory"):
             working_dir = self._enter(instance)
         with self._step(instance, "environment"):
@@ -142,7 +143,8 @@ class ProcessRuntime:
     def _enter(self, instance: Instance) -> str:
         if instance.config.working_dir is not None:
             return instance.config.working_dir
-        instance.directory = self._surroundings.private_directory(instance.name)
+        instance.directory = self._surroundings.private_directory(instance.name, kept=instance.config.keep_workdir)
+        copy_files(instance.config.files, instance.directory)
         return str(instance.directory)
 
     def _launch(self, instance: Instance, spec: LaunchSpec) -> None:
@@ -338,7 +340,9 @@ class ProcessRuntime:
         self._table.close_row(instance.id.row)
         del self._instances[instance.launch]
         del self._by_row[instance.id.row]
-        if instance.directory is not None:
+        if instance.config.keep_workdir:
+            self._surroundings.prune_kept(instance.task, {other.name for other in self._instances.values()})
+        elif instance.directory is not None:
             remove_tree(instance.directory)
 
     # --- watching -----------------------------------------------------------------------------------------------------

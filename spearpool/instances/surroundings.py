@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ from spearpool.protocol.environment import InstanceEnvironment
 from .launch import ZygoteSpec
 from .logs import MAX_LOG_BYTES, InstanceLog
 
-__all__ = ["Surroundings", "clean_environment", "remove_tree"]
+__all__ = ["KEPT_WORKDIRS", "Surroundings", "clean_environment", "copy_files", "remove_tree"]
+
+KEPT_WORKDIRS = 8
+"""How many working directories of ended instances stay, of each task that has `keep_workdir`."""
 
 _INHERITED = frozenset(
     {
@@ -71,13 +75,27 @@ class Surroundings:
         )
         return {**self.common_environment(config.environment), **spear.to_environ()}
 
-    def private_directory(self, name: str) -> Path:
+    @property
+    def kept_dir(self) -> Path:
+        """Where working directories are made that outlive their instances, and the pool."""
+        return self.log_dir.parent / "workdirs"
+
+    def private_directory(self, name: str, *, kept: bool = False) -> Path:
         """A new, empty directory for the instance `name` alone, mode 0700. Raises OSError."""
-        self.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.work_dir / name
+        parent = self.kept_dir if kept else self.work_dir
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = parent / name
         remove_tree(path)
         path.mkdir(mode=0o700)
         return path
+
+    def prune_kept(self, task: str, living: AbstractSet[str]) -> None:
+        """Of the task's working directories that were kept, remove all but the newest `KEPT_WORKDIRS`."""
+        if self.kept_dir.is_dir():
+            theirs = [path for path in self.kept_dir.glob(f"{task}-*-*") if path.name not in living]
+            theirs = [path for path in theirs if path.name.rsplit("-", 2)[0] == task]
+            for path in sorted(theirs, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_WORKDIRS]:
+                remove_tree(path)
 
     def log(self, name: str, quota_bytes: int = 2 * MAX_LOG_BYTES) -> InstanceLog:
         """The log of the instance or zygote `name`; half of the quota is for what was rotated."""
@@ -90,6 +108,14 @@ def clean_environment(environ: Mapping[str, str], own: Mapping[str, str]) -> dic
         name: value for name, value in environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIX)
     }
     return {"PATH": os.defpath, **inherited, **own}
+
+
+def copy_files(files: Mapping[str, str], directory: Path) -> None:
+    """Copy `files` (name there → path here), with their modes, into a directory that is empty. Raises OSError."""
+    for name, source in files.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
 
 
 def remove_tree(path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,15 @@ import pytest
 
 from spearpool.config import ResourceLimits, Settings, Target, TaskConfig, load
 from spearpool.errors import ConfigError
-from spearpool.instances.artifact import ArtifactError, check_target, check_tasks, find_module, resolve_target
+from spearpool.instances.artifact import (
+    MAX_FILES_BYTES,
+    ArtifactError,
+    check_artifact,
+    check_target,
+    check_tasks,
+    find_module,
+    resolve_target,
+)
 from spearpool.instances.launch import MAX_SPEC_BYTES, LaunchSpec
 from spearpool.instances.surroundings import clean_environment
 from spearpool.protocol.environment import InstanceEnvironment
@@ -174,3 +183,56 @@ def test_what_passes_the_check_can_be_launched() -> None:
     ours, theirs = SupervisorEnd.pair()
     with ours, theirs:
         supervisor_end(ours).send(Launch(2**40, spec))
+
+
+# --- digest and files -------------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_the_one_that_was_meant_or_is_not_run(tmp_path: Path) -> None:
+    tool = executable(tmp_path / "tool")
+    digest = hashlib.sha256(tool.read_bytes()).hexdigest()
+    config = TaskConfig(target=f"exec:{tool}", sha256=digest)
+    check_artifact(config, [str(tool)])
+    times = tool.stat()
+    tool.write_text("#!/bin/zz\n")  # of the same size
+    os.utime(tool, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match=f"program {tool} has the SHA-256 [0-9a-f]{{64}}, not {digest}"):
+        check_artifact(config, [str(tool)])
+    with pytest.raises(ConfigError, match="expected what the task says of it: program"):
+        check_target("sum", config, PATH)
+    tool.unlink()
+    with pytest.raises(ArtifactError, match="cannot be read: No such file"):
+        check_artifact(config, [str(tool)])
+
+
+def test_files_that_cannot_be_copied(tmp_path: Path) -> None:
+    def check(source: Path) -> None:
+        check_artifact(TaskConfig(target="exec:true", files={"data": str(source)}), ["/bin/true"])
+
+    (tmp_path / "good").write_text("x")
+    check(tmp_path / "good")
+    with pytest.raises(ArtifactError, match=r"file .*/missing: No such file"):
+        check(tmp_path / "missing")
+    with pytest.raises(ArtifactError, match="is not a regular file"):
+        check(tmp_path)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(MAX_FILES_BYTES + 1)
+    with pytest.raises(ArtifactError, match="let the program read them where they are"):
+        check(tmp_path / "large")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"sha256": "abc"}, "64 small hexadecimal digits"),
+        ({"sha256": "0" * 64, "target": "python:a:b"}, "a Python task is more than one file"),
+        ({"files": {"/etc/x": "y"}}, "names relative to the working directory"),
+        ({"files": {"a/../../x": "y"}}, "names relative to the working directory"),
+        ({"files": {"": "y"}}, "names relative to the working directory"),
+        ({"files": {"x": "y"}, "working_dir": "/tmp"}, "none beside working_dir"),
+        ({"keep_workdir": True, "working_dir": "/tmp"}, "false beside working_dir"),
+    ],
+)
+def test_settings_of_an_artifact_that_cannot_be(task: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        settings(one=task)

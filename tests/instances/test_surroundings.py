@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spearpool.config import TaskConfig
-from spearpool.instances.surroundings import Surroundings, remove_tree
+from spearpool.instances.surroundings import KEPT_WORKDIRS, Surroundings, copy_files, remove_tree
 from spearpool.protocol.environment import InstanceEnvironment
 
 OURS = {
@@ -76,3 +76,26 @@ def test_a_tree_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
     assert not tree.exists()
     assert stat.S_IMODE(outside.stat().st_mode) == 0o750
     remove_tree(tree)
+
+
+def test_files_are_copied_with_their_modes(tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("run")
+    (tmp_path / "tool").chmod(0o750)
+    directory = surroundings(tmp_path).private_directory("t-0-1")
+    copy_files({"bin/tool": str(tmp_path / "tool"), "copy": str(tmp_path / "tool")}, directory)
+    assert (directory / "bin" / "tool").read_text() == (directory / "copy").read_text() == "run"
+    assert stat.S_IMODE((directory / "bin" / "tool").stat().st_mode) == 0o750
+
+
+def test_of_directories_that_are_kept_the_newest_stay(tmp_path: Path) -> None:
+    here = surroundings(tmp_path)
+    here.prune_kept("t", set())
+    for number in range(KEPT_WORKDIRS + 3):
+        path = here.private_directory(f"t-0-{number}", kept=True)
+        os.utime(path, (number + 1, number + 1))
+    other = here.private_directory("t-u-0-1", kept=True)
+    os.utime(other, (0, 0))
+    here.prune_kept("t", {"t-0-0"})
+    gone = {f"t-0-{number}" for number in range(KEPT_WORKDIRS + 3)} - {path.name for path in here.kept_dir.iterdir()}
+    assert gone == {"t-0-1", "t-0-2"}, "the living one stays, and another task's"
+    assert other.exists()

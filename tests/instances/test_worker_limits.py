@@ -50,13 +50,13 @@ def test_time(house: House) -> None:
 
 
 def test_traffic_is_told_as_a_rate_and_waits_as_breaches(house: House) -> None:
-    bench = Bench(house, ResourceLimits(network_bytes_per_s=5000))
+    bench = Bench(house, ResourceLimits(network_bytes_per_s=50_000))
 
     def seen(after_s: float, traffic: Traffic) -> tuple[float, int]:
         bench.now += after_s
         bench.traffic = traffic
         (limit,) = bench.published()
-        assert (limit.name, limit.level, limit.value) == ("network_bytes_per_s", LimitLevel.ENFORCED, 5000)
+        assert (limit.name, limit.level, limit.value) == ("network_bytes_per_s", LimitLevel.ENFORCED, 50_000)
         return limit.usage, limit.breaches
 
     assert seen(0, Traffic()) == (0, 0)
