@@ -16,7 +16,7 @@ from typing import Any
 
 from .config_checks import expect, positive
 from .config_mistakes import did_you_mean, explain
-from .config_tasks import OnBreach, ResourceLimits, Target, TargetKind, TaskConfig
+from .config_tasks import OnBreach, ResourceLimits, Target, TargetKind, TaskConfig, Transport
 from .errors import ConfigError
 from .packing import Section, UnpackError, from_plain
 
@@ -32,6 +32,7 @@ __all__ = [
     "Target",
     "TargetKind",
     "TaskConfig",
+    "Transport",
     "load",
 ]
 

@@ -13,7 +13,7 @@ from .config_checks import expect, positive
 from .errors import ConfigError
 from .packing import Section
 
-__all__ = ["OnBreach", "ResourceLimits", "Target", "TargetKind", "TaskConfig"]
+__all__ = ["OnBreach", "ResourceLimits", "Target", "TargetKind", "TaskConfig", "Transport"]
 
 
 _POSITIVE = (
@@ -109,6 +109,13 @@ class ResourceLimits(Section, frozen=True, kw_only=True):
         return ResourceLimits(**{k: getattr(below, k) if v is None else v for k, v in pairs.items()})
 
 
+class Transport(Enum):
+    """By what an instance reaches the pool: its port, or a Unix socket in the pool's runtime directory."""
+
+    TCP = "tcp"
+    UNIX = "unix"
+
+
 class TaskConfig(Section, frozen=True, kw_only=True):
     """One task. `prefetch` is how many executions may wait inside an instance behind the `concurrency` that run.
 
@@ -116,6 +123,8 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     `warm_spare` more; what was not needed for `idle_timeout_s` ends. An instance is replaced after `max_executions`,
     after `max_age_s` or when it holds `max_memory_bytes`, a little earlier at random; 0 means never. Its log may take
     `log_bytes`, the part that was rotated included.
+
+    By `transport = "unix"` no other user's process can come between an instance and the pool.
 
     A program is run only while its file has the digest `sha256`, if one is given. `files` (name there → path here) are
     copied into an instance's private working directory, which is removed at its end, or kept with `keep_workdir`.
@@ -135,6 +144,7 @@ class TaskConfig(Section, frozen=True, kw_only=True):
     stop_timeout_s: float = 5.0
     environment: dict[str, str] = {}
     working_dir: str | None = None
+    transport: Transport = Transport.TCP
     sha256: str | None = None
     files: dict[str, str] = {}
     keep_workdir: bool = False

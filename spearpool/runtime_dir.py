@@ -212,6 +212,11 @@ class RuntimeDir(_PrivateDirectory):
         """Where instances get their private working directories."""
         return self.path / "work"
 
+    @property
+    def agents_path(self) -> Path:
+        """The Unix socket that instances dial whose task has the transport `unix`."""
+        return self.path / "agents.sock"
+
     def write_pool(self, pool: PoolDescription) -> None:
         self._write("pool.json", json.dumps(to_plain(pool), indent=1).encode())
 

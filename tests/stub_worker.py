@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Self, TypeVar
 
 from spearpool.protocol.credentials import Identity, Role
@@ -138,16 +139,20 @@ class Peer:
 
 
 class StubWorker:
-    """Listens on a port of the system's choice. Use it in a `with` block, which closes whatever it accepted."""
+    """Listens on a port of the system's choice, or at the path of a Unix socket.
 
-    def __init__(self, role: Role = Role.AGENT, *, listening: bool = True) -> None:
+    Use it in a `with` block, which closes whatever it accepted.
+    """
+
+    def __init__(self, role: Role = Role.AGENT, *, listening: bool = True, path: Path | None = None) -> None:
         self._role = role
-        self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
+        self._path = path
+        self._listener = socket.socket() if path is None else socket.socket(socket.AF_UNIX)
+        self._listener.bind(("127.0.0.1", 0) if path is None else str(path))
         self._listening = threading.Event()
         self._peers: list[Peer] = []
         self._threads: list[threading.Thread] = []
-        self.port: int = self._listener.getsockname()[1]
+        self.port: int = self._listener.getsockname()[1] if path is None else 0
         if listening:
             self.listen()
 
@@ -170,6 +175,8 @@ class StubWorker:
         for peer in self._peers:
             peer.close()
         self._listener.close()
+        if self._path is not None:
+            self._path.unlink()
 
     @property
     def connected(self) -> int:
@@ -181,7 +188,8 @@ class StubWorker:
         self._listener.settimeout(timeout_s)
         sock, _ = self._listener.accept()
         sock.setblocking(True)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = Peer(sock, Session(Side.SERVER, SETTINGS, time.monotonic()))
         self._peers.append(peer)
         return peer

@@ -196,7 +196,7 @@ class Conversation:
         me = self._me
         request = AuthRequest(me.instance_id, me.secret, __version__, "agent", self._extra_params())
         try:
-            line, events = dial(Side.AGENT, me.host, me.port, request, _DIAL_TIMEOUT_S)
+            line, events = dial(Side.AGENT, me.dialled, request, _DIAL_TIMEOUT_S)
         except AuthenticationError as error:
             self.refused = error
         except ConnectionLost as error:

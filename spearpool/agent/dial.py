@@ -20,13 +20,17 @@ from spearpool.protocol.session import (
 
 from .line import Line, Watch
 
-__all__ = ["MAX_MESSAGE_BYTES", "dial"]
+__all__ = ["MAX_MESSAGE_BYTES", "Address", "dial"]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message that we send or take; the pool may be set to less."""
 
 
-def dial(side: Side, host: str, port: int, request: AuthRequest, timeout_s: float) -> tuple[Line, list[SessionEvent]]:
+Address = str | tuple[str, int]
+"""The path of a Unix socket, or host and port."""
+
+
+def dial(side: Side, address: Address, request: AuthRequest, timeout_s: float) -> tuple[Line, list[SessionEvent]]:
     """Connect and authenticate. The events are those that came right behind the answer.
 
     Raises `AuthenticationError` when we are refused, `ConnectionLost` when it cannot be done in time.
@@ -34,31 +38,33 @@ def dial(side: Side, host: str, port: int, request: AuthRequest, timeout_s: floa
     deadline = time.monotonic() + timeout_s
     # The pool sets the pace of heartbeats, and a stopped worker is its supervisor's business: no time limit of ours.
     settings = SessionSettings(timeout_s, inf, inf, inf, MAX_MESSAGE_BYTES)
-    line = Line(_connect(host, port, timeout_s), Session(side, settings, time.monotonic()))
+    where = address if isinstance(address, str) else "{}:{}".format(*address)
+    line = Line(_connect(address, where, timeout_s), Session(side, settings, time.monotonic()))
     try:
         line.send(request)
-        return line, _await_answer(line, deadline, f"{host}:{port}")
+        return line, _await_answer(line, deadline, where)
     except BaseException:
         line.close()
         raise
 
 
-def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
+def _connect(address: Address, where: str, timeout_s: float) -> socket.socket:
     # Not create_connection: its getaddrinfo loads the idna codec, 2.3 ms in each fresh process.
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout_s)
-        sock.connect((host, port))
+        sock.connect(address)
     except OSError as error:
         sock.close()
-        raise ConnectionLost(f"cannot connect to {host}:{port}: {error.strerror or error}") from None
+        raise ConnectionLost(f"cannot connect to {where}: {error.strerror or error}") from None
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _await_answer(line: Line, deadline: float, address: str) -> list[SessionEvent]:
+def _await_answer(line: Line, deadline: float, where: str) -> list[SessionEvent]:
     """What came behind a success."""
     watch = Watch()
     said = ""
@@ -69,11 +75,11 @@ def _await_answer(line: Line, deadline: float, address: str) -> list[SessionEven
                 case AuthenticationAnswered(response) if response.success:
                     return events[index:]
                 case AuthenticationAnswered(response):
-                    raise AuthenticationError(f"{address} refused us: {response.error_message or 'no reason given'}")
+                    raise AuthenticationError(f"{where} refused us: {response.error_message or 'no reason given'}")
                 case Received(payload=ErrorMessage() as error):
                     said = f": {error.message} ({error.error_code})"
                 case Closed():
-                    raise ConnectionLost(f"{address} closed the connection before it answered{said}")
+                    raise ConnectionLost(f"{where} closed the connection before it answered{said}")
                 case _:
                     pass
-    raise ConnectionLost(f"{address} did not answer our authentication in time{said}")
+    raise ConnectionLost(f"{where} did not answer our authentication in time{said}")

@@ -35,7 +35,8 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
-"""The dialling side cannot know the pool's heartbeat interval; the kernel notices a vanished host without it."""
+"""The dialling side cannot know the pool's heartbeat interval; the kernel notices a vanished host without it.
+A Unix socket has no such options, and its peer cannot vanish."""
 
 _LONGEST_POLL_S = 86_400.0
 
@@ -81,7 +82,7 @@ class Line:
     def __init__(self, sock: socket.socket, session: Session) -> None:
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
-        for level, option, value in _KEEPALIVE:
+        for level, option, value in _KEEPALIVE if sock.family != socket.AF_UNIX else ():
             sock.setsockopt(level, option, value)
         self._sock = sock
         self._session = session

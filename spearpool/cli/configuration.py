@@ -10,6 +10,7 @@ from click.shell_completion import get_completion_class
 
 from spearpool.config import load
 from spearpool.instances.artifact import check_tasks
+from spearpool.instances.surroundings import found_by_host_only
 from spearpool.packing import to_plain
 from spearpool.supervisor.plans import check_budget
 
@@ -36,6 +37,9 @@ def check(file: Path, as_json: bool) -> None:
     settings = load(file, os.environ)
     check_tasks(settings)
     check_budget(settings)
+    for name in found_by_host_only(settings):
+        words = f"tasks.{name}: its program does not find the pool at 127.0.0.1, but by SPEAR_COMMUNICATION_HOST"
+        click.echo(f"{file}: warning: {words} (pool.host is {settings.pool.host})", err=True)
     if as_json:
         print_json(to_plain(settings))
     else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
+from spearpool.config_mistakes import did_you_mean
 from spearpool.errors import NoSuchPool, SpearpoolError
 from spearpool.instances.log_reader import LogFollower, last_lines, names_of_logs, newest_log
 from spearpool.metrics.bus import ask
@@ -93,10 +93,8 @@ def _no_such_log(directory: Path, pool: str, wanted: str) -> SpearpoolError:
     names = names_of_logs(directory)
     if not names:
         return NoSuchPool(f"pool {pool!r} has no logs in {directory}")
-    close = get_close_matches(wanted, names, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return SpearpoolError(f"there is no log of {wanted}: {meant}there are logs of {shown}")
+    return SpearpoolError(f"there is no log of {wanted}, but of {shown}{did_you_mean(wanted, names)}")
 
 
 def _follow(follower: LogFollower, pool: PoolDescription | None, name: str, as_json: bool) -> None:

@@ -70,15 +70,12 @@ def check_tasks(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
 
 
 def check_target(name: str, config: TaskConfig, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """As `resolve_target`, but raises `ConfigError` when the task's program or module is not there."""
+    """As `resolve_target`, but raises `ConfigError` when what the task needs is not there or is something else."""
     try:
         argv = resolve_target(config.parsed_target, {**environ, **config.environment}, config.working_dir)
-    except ArtifactError as error:
-        raise ConfigError(f"tasks.{name}.target", config.target, f"something that can be run: {error}") from None
-    try:
         check_artifact(config, argv)
     except ArtifactError as error:
-        raise ConfigError(f"tasks.{name}", config.target, f"what the task says of it: {error}") from None
+        raise ConfigError(f"tasks.{name}.target", config.target, f"something that can be run: {error}") from None
     return argv
 
 

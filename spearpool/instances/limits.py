@@ -19,6 +19,7 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,11 +69,21 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return times.user + times.system
 
 
+def _open_files(process: psutil.Process) -> int:
+    """The kernel counts them by itself since Linux 6.2; before that the directory's size is 0."""
+    try:
+        return Path(f"/proc/{process.pid}/fd").stat().st_size or process.num_fds()
+    except PermissionError:
+        raise psutil.AccessDenied(process.pid) from None
+    except FileNotFoundError:
+        raise psutil.NoSuchProcess(process.pid) from None
+
+
 _KINDS: dict[str, _Kind] = {
     "memory_bytes": _resource(psutil.RLIMIT_DATA, lambda process: process.memory_info().data),
     "cpu_seconds": _resource(psutil.RLIMIT_CPU, _cpu_seconds),
     "file_size_bytes": _resource(psutil.RLIMIT_FSIZE, lambda _process: 0),  # nobody tells which file is the largest
-    "open_files": _resource(psutil.RLIMIT_NOFILE, lambda process: process.num_fds()),
+    "open_files": _resource(psutil.RLIMIT_NOFILE, _open_files),
     "nice": _Kind(
         lambda process: process.nice(),
         lambda process: process.nice(),

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["KEEP", "LOOK_S", "MAX_LOG_BYTES", "InstanceLog", "prune_logs"]
+__all__ = ["KEEP", "LOOK_S", "MAX_LOG_BYTES", "InstanceLog", "left_by_dead", "prune_logs"]
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
 KEEP = 20
@@ -104,12 +104,17 @@ class InstanceLog:
 
 def prune_logs(directory: Path, task: str, alive: Collection[str], keep: int = KEEP) -> None:
     """Delete the oldest logs of the task's instances, except of those `alive`, until `keep` are left."""
-    of_task = re.compile(rf"({re.escape(task)}-\d+-\d+)\.log(\.1)?")
+    for path in left_by_dead(directory, task, alive, r"\.log(\.1)?")[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def left_by_dead(directory: Path, task: str, alive: Collection[str], suffix: str = "") -> list[Path]:
+    """What is named after ended instances of the task, with what matches `suffix` behind the name; the oldest first."""
+    of_task = re.compile(rf"({re.escape(task)}-\d+-\d+){suffix}")
     dead: list[tuple[float, Path]] = []
     for path in directory.glob(f"{task}-*"):
         match = of_task.fullmatch(path.name)
         if match and match[1] not in alive:
             with suppress(FileNotFoundError):
                 dead.append((path.stat().st_mtime, path))
-    for _, path in sorted(dead)[: max(0, len(dead) - keep)]:
-        path.unlink(missing_ok=True)
+    return [path for _, path in sorted(dead)]

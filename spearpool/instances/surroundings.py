@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from spearpool.config import TaskConfig
+from spearpool.config import Settings, TargetKind, TaskConfig, Transport
 from spearpool.protocol.environment import InstanceEnvironment
 
 from .launch import ZygoteSpec
-from .logs import MAX_LOG_BYTES, InstanceLog
+from .logs import MAX_LOG_BYTES, InstanceLog, left_by_dead
 
-__all__ = ["KEPT_WORKDIRS", "Surroundings", "clean_environment", "copy_files", "remove_tree"]
+__all__ = [
+    "KEPT_WORKDIRS",
+    "Surroundings",
+    "clean_environment",
+    "copy_files",
+    "found_by_host_only",
+    "remove_tree",
+]
 
 KEPT_WORKDIRS = 8
 """How many working directories of ended instances stay, of each task that has `keep_workdir`."""
@@ -46,10 +52,14 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The same for all instances of a pool: where they dial, and where their directories and logs are made."""
+    """The same for all instances of a pool: where they dial, and where their directories and logs are made.
+
+    `socket_path` is where they dial whose task has the transport `unix`.
+    """
 
     host: str
     port: int
+    socket_path: Path
     work_dir: Path
     log_dir: Path
     environ: Mapping[str, str]
@@ -65,11 +75,14 @@ class Surroundings:
 
     def environment(self, name: str, secret: str, task: str, config: TaskConfig) -> dict[str, str]:
         """The whole environment of the instance `name`."""
+        local = config.transport is Transport.UNIX
         spear = InstanceEnvironment(
             port=self.port,
             instance_id=name,
             secret=secret,
+            communication_type=config.transport.value,
             host=_WILDCARDS.get(self.host, self.host),
+            address=str(self.socket_path) if local else "",
             task=task,
             concurrency=config.concurrency,
         )
@@ -89,17 +102,28 @@ class Surroundings:
         path.mkdir(mode=0o700)
         return path
 
-    def prune_kept(self, task: str, living: AbstractSet[str]) -> None:
+    def prune_kept(self, task: str, living: Collection[str]) -> None:
         """Of the task's working directories that were kept, remove all but the newest `KEPT_WORKDIRS`."""
-        if self.kept_dir.is_dir():
-            theirs = [path for path in self.kept_dir.glob(f"{task}-*-*") if path.name not in living]
-            theirs = [path for path in theirs if path.name.rsplit("-", 2)[0] == task]
-            for path in sorted(theirs, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_WORKDIRS]:
-                remove_tree(path)
+        for path in left_by_dead(self.kept_dir, task, living)[:-KEPT_WORKDIRS]:
+            remove_tree(path)
 
     def log(self, name: str, quota_bytes: int = 2 * MAX_LOG_BYTES) -> InstanceLog:
         """The log of the instance or zygote `name`; half of the quota is for what was rotated."""
         return InstanceLog(self.log_dir, name, quota_bytes // 2)
+
+
+def found_by_host_only(settings: Settings) -> list[str]:
+    """The tasks whose programs do not find the pool when they dial 127.0.0.1, as programs do that know the port only.
+
+    They have to heed `SPEAR_COMMUNICATION_HOST`, as ours does.
+    """
+    if _WILDCARDS.get(settings.pool.host, settings.pool.host) in {"127.0.0.1", "localhost"}:
+        return []
+    return [
+        name
+        for name, task in settings.tasks.items()
+        if task.parsed_target.kind is TargetKind.AGENT and task.transport is Transport.TCP
+    ]
 
 
 def clean_environment(environ: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:

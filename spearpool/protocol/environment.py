@@ -12,13 +12,17 @@ __all__ = ["InstanceEnvironment"]
 
 @dataclass(frozen=True, slots=True)
 class InstanceEnvironment:
-    """What a program needs to dial in. The first four are the seed's and always set; the others have defaults."""
+    """What a program needs to dial in. The first four are the seed's and always set; the others have defaults.
+
+    `address` is the path of the Unix socket when `communication_type` is `unix`, else empty.
+    """
 
     port: int
     instance_id: str
     secret: str
     communication_type: str = "tcp"
     host: str = "127.0.0.1"
+    address: str = ""
     task: str = ""
     concurrency: int = 1
 
@@ -31,24 +35,32 @@ class InstanceEnvironment:
         }
         if self.host != "127.0.0.1":
             environ["SPEAR_COMMUNICATION_HOST"] = self.host
+        if self.address:
+            environ["SPEAR_COMMUNICATION_ADDRESS"] = self.address
         if self.task:
             environ["SPEAR_TASK"] = self.task
         if self.concurrency != 1:
             environ["SPEAR_CONCURRENCY"] = str(self.concurrency)
         return environ
 
+    @property
+    def dialled(self) -> str | tuple[str, int]:
+        """The path of a Unix socket, or host and port."""
+        return self.address or (self.host, self.port)
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> InstanceEnvironment:
         """Raises `ConfigError` naming the variable that is missing or wrong."""
         kind = environ.get("SPEAR_COMMUNICATION_TYPE", "tcp")
-        if kind != "tcp":
-            raise ConfigError("SPEAR_COMMUNICATION_TYPE", kind, "tcp")
+        if kind not in {"tcp", "unix"}:
+            raise ConfigError("SPEAR_COMMUNICATION_TYPE", kind, "tcp or unix")
         return cls(
             port=_number(environ, "SPEAR_COMMUNICATION_PORT", 1, 65535),
             instance_id=_text(environ, "SPEAR_INSTANCE_ID"),
             secret=_text(environ, "SPEAR_SECRET"),
             communication_type=kind,
             host=environ.get("SPEAR_COMMUNICATION_HOST", "127.0.0.1"),
+            address=_text(environ, "SPEAR_COMMUNICATION_ADDRESS") if kind == "unix" else "",
             task=environ.get("SPEAR_TASK", ""),
             concurrency=_number(environ, "SPEAR_CONCURRENCY", 1, 10_000) if "SPEAR_CONCURRENCY" in environ else 1,
         )

@@ -61,7 +61,7 @@ class Crew:
         self._members: dict[int, Member] = {}
 
     def spawn(self, setup: Setup, fds: Sequence[int]) -> None:
-        """Have the warden fork a worker; `setup` and `fds` (listener, segment) wait for it in its channel.
+        """Have the warden fork a worker; `setup` and `fds` (listener, segment, agents) wait for it in its channel.
 
         Raises `PoolStartError` when the settings exceed a control record's size.
         """

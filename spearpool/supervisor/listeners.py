@@ -23,7 +23,7 @@ from spearpool.errors import PoolError, PoolStartError
 
 from .steering import Steering, found_group
 
-__all__ = ["Listeners", "adopt_listener", "open_listeners"]
+__all__ = ["Listeners", "adopt_listener", "listen_locally", "open_listeners"]
 
 _UNACKED_OFFSET = 24
 """Offset of `tcpi_unacked` in `struct tcp_info`; on a listening socket it is the length of the accept queue."""
@@ -114,6 +114,19 @@ def adopt_listener(given: socket.socket, count: int, backlog: int, port: int) ->
     listeners = Listeners(host, bound, sockets)
     listeners.steering.steer(range(count))
     return listeners
+
+
+def listen_locally(path: Path, backlog: int) -> socket.socket:
+    """A Unix socket at `path`, which this user alone may connect to. Raises `PoolStartError`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise PoolStartError(f"cannot listen at {path}: {error.strerror}") from None
+    return sock
 
 
 def _open_group(family: int, address: Any, count: int, backlog: int) -> list[socket.socket]:

@@ -24,18 +24,20 @@ from spearpool.processes import ProcessIdentity
 from spearpool.runtime_dir import Endpoints, PoolDescription, RuntimeDir, StateDir
 
 from .keys import Keys
-from .listeners import Listeners, adopt_listener, open_listeners
+from .listeners import Listeners, adopt_listener, listen_locally, open_listeners
 
 __all__ = ["Premises", "open_premises"]
 
 
 @dataclass(frozen=True)
 class Premises:
-    """Everything here belongs to the supervisor; workers are given descriptors of their listener and the segment."""
+    """Everything here belongs to the supervisor; workers are given descriptors of their listener, the segment, and the
+    Unix socket `agents`: those of tasks with that transport dial it, and all workers accept there side by side."""
 
     runtime_dir: RuntimeDir
     state: StateDir
     listeners: Listeners
+    agents: socket.socket
     segment: Segment
     table: InstancesTable
     keys: Keys
@@ -95,13 +97,14 @@ def open_premises(
         else:
             listeners = adopt_listener(given, pool.workers, backlog, pool.port)
         stack.callback(listeners.close)
+        agents = stack.enter_context(listen_locally(runtime_dir.agents_path, backlog))
         tasks = list(settings.tasks)
         records = plan_ring_records(directory, pool.slots, tasks, settings.monitoring.metrics_buffer_size)
         layout = Layout.plan(pool.slots, tasks, records)
         epoch, segment = _new_segment(directory, pool.name, layout, identity)
         stack.callback(segment.close)
         stack.callback(segment.unlink)
-        yield Premises(runtime_dir, state, listeners, segment, InstancesTable(segment), keys, identity, epoch)
+        yield Premises(runtime_dir, state, listeners, agents, segment, InstancesTable(segment), keys, identity, epoch)
 
 
 def _new_segment(directory: Path, name: str, layout: Layout, owner: ProcessIdentity) -> tuple[int, Segment]:

@@ -34,7 +34,17 @@ _STAYS: dict[str, str] = {
 }
 """What a reload cannot change, and what to do instead. Whole sections, too. Everything else it can."""
 
-_MADE_OF = ("target", "concurrency", "prefetch", "environment", "working_dir", "sha256", "files", "keep_workdir")
+_MADE_OF = (
+    "target",
+    "concurrency",
+    "prefetch",
+    "environment",
+    "working_dir",
+    "transport",
+    "sha256",
+    "files",
+    "keep_workdir",
+)
 
 
 def check_reload(running: Settings, wanted: Settings) -> None:

@@ -67,6 +67,7 @@ class Staff:
                 environ=environ,
                 port=listeners.port,
                 host=listeners.host,
+                socket_path=premises.runtime_dir.agents_path,
                 work_dir=premises.runtime_dir.work_path,
                 log_dir=premises.state.log_path,
             ),

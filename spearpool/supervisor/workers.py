@@ -351,7 +351,8 @@ class Workers:
             keys=premises.keys.for_workers(),
             revoked=[],
         )
-        self._crew.spawn(setup, [premises.listeners.sockets[action.slot].fileno(), premises.segment.fd])
+        listener = premises.listeners.sockets[action.slot]
+        self._crew.spawn(setup, [listener.fileno(), premises.segment.fd, premises.agents.fileno()])
 
     def _tell(self, incarnation: int, record: control.ToWorker, fds: Sequence[int] = ()) -> None:
         member = self._crew.get(incarnation)

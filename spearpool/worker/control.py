@@ -65,7 +65,7 @@ class Key(Record, frozen=True):
 
 
 class Setup(Record, frozen=True):
-    """First record; descriptors: the slot's listener, the segment."""
+    """First record; descriptors: the slot's listener, the segment, the Unix socket that agents dial."""
 
     slot: int
     seat: int

@@ -30,6 +30,7 @@ from spearpool.metrics.vocabulary import GAUGE
 from spearpool.packing import replace
 from spearpool.protocol.credentials import SecretValidator, TokenKey, Verifier
 
+from .acceptor import Acceptor, is_of_our_user
 from .connection_manager import ConnectionManager
 from .control import (
     EXIT_CANNOT_START,
@@ -95,21 +96,21 @@ def run(control: socket.socket) -> int:
     faulthandler.register(STACKS_SIGNAL, file=2)  # in C: it works in a loop that never comes back to Python's handlers
     channel = worker_end(control)
     try:
-        setup, listener, segment = _receive_setup(channel)
+        setup, descriptors = _receive_setup(channel)
     except ChannelClosed:
         return EXIT_ORPHANED
     log.configure(f"worker {setup.slot}", json_lines=not sys.stderr.isatty(), stream=sys.stderr)
     gc.freeze()  # what the fork brought along lives as long as this process
     gc.set_threshold(*COLLECT_AFTER)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_serve(channel, setup, listener, segment))
+        return runner.run(_serve(channel, setup, *descriptors))
 
 
-async def _serve(channel: WorkerEnd, setup: Setup, listener: socket.socket, segment_fd: int) -> int:
+async def _serve(channel: WorkerEnd, setup: Setup, listener_fd: int, segment_fd: int, agents_fd: int) -> int:
     try:
         segment = Segment.attach(segment_fd)
         worker = Worker(channel, setup, segment)
-        await worker.start(listener)
+        await worker.start(socket.socket(fileno=listener_fd), socket.socket(fileno=agents_fd))
     except (SpearpoolError, OSError) as error:
         channel.send(StartFailed(str(error)))
         return EXIT_CANNOT_START
@@ -118,13 +119,13 @@ async def _serve(channel: WorkerEnd, setup: Setup, listener: socket.socket, segm
     return 0
 
 
-def _receive_setup(channel: WorkerEnd) -> tuple[Setup, socket.socket, int]:
-    """The first record, and its two descriptors. Raises `ChannelClosed`."""
+def _receive_setup(channel: WorkerEnd) -> tuple[Setup, list[int]]:
+    """The first record, and its descriptors. Raises `ChannelClosed`."""
     while True:
         received = channel.receive()
         if received is not None:
-            setup, (listener, segment) = received
-            return cast(Setup, setup), socket.socket(fileno=listener), segment
+            setup, descriptors = received
+            return cast(Setup, setup), descriptors
         if not select.select([channel], [], [], SETUP_TIMEOUT_S)[0]:
             raise ChannelClosed(f"no Setup within {SETUP_TIMEOUT_S:g} s")
 
@@ -157,6 +158,7 @@ class Worker:
         self._log = log.get_logger("worker")
         self._next_beat: asyncio.TimerHandle | None = None
         self._openings: set[asyncio.Task[None]] = set()
+        self._door: Acceptor | None = None
         outbox = Outbox(self._loop)
         monitoring = MonitoringService(self._seat, settings.monitoring, settings.connections.enable_monitoring)
         self._monitoring = monitoring
@@ -198,10 +200,12 @@ class Worker:
             Leave: lambda _record: self._left.set(),
         }
 
-    async def start(self, listener: socket.socket) -> None:
-        """Take the seat and begin to accept. Raises `SpearpoolError` or `OSError`."""
+    async def start(self, listener: socket.socket, agents: socket.socket) -> None:
+        """Take the seat and begin to accept: at the slot's own listener, and beside all others at the socket of those
+        agents that do not come by TCP. Raises `SpearpoolError` or `OSError`."""
         self._seat.occupy(self._incarnation, os.getpid())
         await self._connections.start_listening(listener)
+        self._door = Acceptor(self._loop, agents, self._connections.new_connection, batch=1, admitted=is_of_our_user)
 
     async def serve(self) -> None:
         """Report ready, and serve until told to leave."""
@@ -214,7 +218,7 @@ class Worker:
         await self._left.wait()
         self._seat.state = SeatState.LEAVING
         self._mover.stop()
-        self._rescuer.close()
+        self._stop_accepting()
         self._executions.stop()
         await self._connections.close(grace_s=LEAVE_GRACE_S)
         self._loop.remove_signal_handler(signal.SIGTERM)
@@ -277,15 +281,19 @@ class Worker:
 
     def _drain(self, record: Drain) -> None:
         self._seat.state = SeatState.LEAVING
-        self._connections.stop_listening()
-        self._rescuer.close()
+        self._stop_accepting()
         self._executions.drain(record.deadline_s, lambda abandoned: self._tell(Drained(abandoned)))
 
     def _empty(self, record: Empty) -> None:
         self._seat.state = SeatState.LEAVING
+        self._stop_accepting()
+        self._mover.empty(record.deadline_s, self._tell)
+
+    def _stop_accepting(self) -> None:
         self._connections.stop_listening()
         self._rescuer.close()
-        self._mover.empty(record.deadline_s, self._tell)
+        if self._door is not None:
+            self._door.close()
 
 
 def _verifier(setup: Setup, settings: Settings, segment: Segment) -> Verifier:

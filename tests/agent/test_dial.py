@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from spearpool.agent.line import Line
 from spearpool.errors import AuthenticationError, ConnectionLost, ErrorCode
 from spearpool.protocol.credentials import Identity, Role
 from spearpool.protocol.events import CloseReason
-from spearpool.protocol.messages import AuthRequest, ErrorMessage, ExecuteRequest
+from spearpool.protocol.messages import AuthRequest, ErrorMessage, ExecuteRequest, ExecuteResponse, ExecutionStatus
 from spearpool.protocol.session import Received, Side
 from tests.stub_worker import SECRET, Peer, StubWorker
 
@@ -34,7 +35,7 @@ def meanwhile(action: Callable[[], object]) -> threading.Thread:
 
 def test_a_good_secret_opens_a_line(worker: StubWorker) -> None:
     server = meanwhile(worker.accept)
-    line, events = dial(Side.AGENT, "127.0.0.1", worker.port, REQUEST, 5.0)
+    line, events = dial(Side.AGENT, ("127.0.0.1", worker.port), REQUEST, 5.0)
     server.join()
     assert events == []
     assert isinstance(line, Line)
@@ -50,7 +51,7 @@ def test_what_came_right_behind_the_answer_is_not_lost(worker: StubWorker) -> No
         peer.send(ExecuteRequest("t", "", [], {}))
 
     server = meanwhile(serve)
-    line, events = dial(Side.AGENT, "127.0.0.1", worker.port, REQUEST, 5.0)
+    line, events = dial(Side.AGENT, ("127.0.0.1", worker.port), REQUEST, 5.0)
     server.join()
     line.close()
     assert [type(event.payload) for event in events if isinstance(event, Received)] == [ExecuteRequest]
@@ -60,7 +61,7 @@ def test_a_wrong_secret_is_refused(worker: StubWorker) -> None:
     server = meanwhile(worker.accept)
     wrong = AuthRequest("me-1", "not the secret", "1", "agent", {})
     with pytest.raises(AuthenticationError, match=rf"127\.0\.0\.1:{worker.port} refused us: authentication failed"):
-        dial(Side.AGENT, "127.0.0.1", worker.port, wrong, 5.0)
+        dial(Side.AGENT, ("127.0.0.1", worker.port), wrong, 5.0)
     server.join()
 
 
@@ -93,7 +94,7 @@ def says_nothing(_: Peer) -> None:
 def test_no_answer_is_a_lost_connection(worker: StubWorker, behaviour: Callable[[Peer], None], words: str) -> None:
     server = meanwhile(lambda: behaviour(worker.dialled()))
     with pytest.raises(ConnectionLost, match=words):
-        dial(Side.AGENT, "127.0.0.1", worker.port, REQUEST, 0.5)
+        dial(Side.AGENT, ("127.0.0.1", worker.port), REQUEST, 0.5)
     server.join()
 
 
@@ -102,7 +103,20 @@ def test_nobody_listens() -> None:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         with pytest.raises(ConnectionLost, match=f"cannot connect to 127.0.0.1:{port}: Connection refused"):
-            dial(Side.AGENT, "127.0.0.1", port, REQUEST, 5.0)
+            dial(Side.AGENT, ("127.0.0.1", port), REQUEST, 5.0)
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "agents.sock"
+    with StubWorker(path=path) as worker:
+        server = meanwhile(worker.accept)
+        line, events = dial(Side.AGENT, str(path), REQUEST, 5.0)
+        server.join()
+        assert events == []
+        line.send(ExecuteResponse("t", ExecutionStatus.COMPLETED, "x"))
+        line.close()
+    with pytest.raises(ConnectionLost, match=f"cannot connect to {path}: No such file"):
+        dial(Side.AGENT, str(path), REQUEST, 5.0)
 
 
 def test_an_ipv6_address() -> None:
@@ -112,4 +126,4 @@ def test_an_ipv6_address() -> None:
         except OSError as error:
             pytest.skip(f"no IPv6 here: {error}")
         with pytest.raises(ConnectionLost, match=r"cannot connect to ::1:.*refused"):
-            dial(Side.AGENT, "::1", sock.getsockname()[1], REQUEST, 5.0)
+            dial(Side.AGENT, ("::1", sock.getsockname()[1]), REQUEST, 5.0)

@@ -28,7 +28,7 @@ def ends() -> Iterator[tuple[Line, Peer]]:
         peers: list[Peer] = []
         server = threading.Thread(target=lambda: peers.append(worker.accept()))
         server.start()
-        line, _ = dial(Side.AGENT, "127.0.0.1", worker.port, AuthRequest("me", SECRET, "1", "agent", {}), 5.0)
+        line, _ = dial(Side.AGENT, ("127.0.0.1", worker.port), AuthRequest("me", SECRET, "1", "agent", {}), 5.0)
         server.join()
         yield line, peers[0]
         line.close()

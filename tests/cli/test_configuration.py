@@ -21,6 +21,16 @@ def test_good_file(tmp_path: Path) -> None:
     assert json.loads(as_json.output)["pool"]["workers"] == 3
 
 
+def test_who_would_not_find_the_pool_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('[pool]\nhost = "127.0.0.2"\n[tasks.own]\ntarget = "agent:cat"\n')
+    result = CliRunner().invoke(config, ["check", "--json", str(path)])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["pool"]["host"] == "127.0.0.2"
+    assert "warning: tasks.own: its program does not find the pool at 127.0.0.1" in result.stderr
+    assert "SPEAR_COMMUNICATION_HOST (pool.host is 127.0.0.2)" in result.stderr
+
+
 def test_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pool.toml"
     path.write_text("")

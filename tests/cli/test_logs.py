@@ -47,8 +47,9 @@ def test_last_lines_by_instance_and_by_task(pool: LivePool) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
-        (("loud-0-2",), 1, "there is no log of loud-0-2: did you mean loud-0-1? there are logs of "),
-        (("--task", "nobody"), 1, "there is no log of an instance of task 'nobody': "),
+        (("loud-0-2",), 1, "there is no log of loud-0-2, but of loud-0-1, "),
+        (("loud-0-2",), 1, "; did you mean loud-0-1?"),
+        (("--task", "nobody"), 1, "there is no log of an instance of task 'nobody', but of "),
         ((), 2, "give either INSTANCE or --task TASK"),
         (("x", "--task", "y"), 2, "give either INSTANCE or --task TASK"),
         (("loud-0-1", "-n", "few"), 2, "neither a number of lines nor `all`"),

@@ -45,7 +45,7 @@ def connect(worker: StubWorker) -> Iterator[Callable[[], Connection]]:
 
     def connect() -> Connection:
         request = AuthRequest("me", SECRET, "1", "client", {})
-        connection = Connection(*dial(Side.CLIENT, "127.0.0.1", worker.port, request, 5.0))
+        connection = Connection(*dial(Side.CLIENT, ("127.0.0.1", worker.port), request, 5.0))
         connection.start()
         connections.append(connection)
         return connection

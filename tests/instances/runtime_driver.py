@@ -110,7 +110,14 @@ class House:
         self.runtime = ProcessRuntime(
             self._warden,
             self.table,
-            Surroundings("127.0.0.1", self._desk.getsockname()[1], self.work_dir, self.log_dir, environ),
+            Surroundings(
+                "127.0.0.1",
+                self._desk.getsockname()[1],
+                self.work_dir / "agents.sock",
+                self.work_dir,
+                self.log_dir,
+                environ,
+            ),
             MonitoringService(seat, MonitoringConfig()),
             task_index=segment.task_index,
             token_for=lambda row, name: make_token(KEY, Role.AGENT, name, f"{row.row}:{row.generation}"),
@@ -129,7 +136,12 @@ class House:
     def ready(self, target: str, limits: ResourceLimits | None = None, **config: Any) -> Instance:
         """Create an instance and wait until it serves."""
         instance = self.create(target, limits, **config)
-        self.until(lambda: instance in self.readies or any(end.instance is instance for end in self.ends))
+
+        def begun_or_ended() -> bool:
+            begun = instance in self.readies and instance.identity is not None  # its agent may be faster than the word
+            return begun or any(end.instance is instance for end in self.ends)
+
+        self.until(begun_or_ended)
         assert instance in self.readies, self.ends
         return instance
 

@@ -198,7 +198,7 @@ def test_a_program_is_the_one_that_was_meant_or_is_not_run(tmp_path: Path) -> No
     os.utime(tool, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ArtifactError, match=f"program {tool} has the SHA-256 [0-9a-f]{{64}}, not {digest}"):
         check_artifact(config, [str(tool)])
-    with pytest.raises(ConfigError, match="expected what the task says of it: program"):
+    with pytest.raises(ConfigError, match="expected something that can be run: program"):
         check_target("sum", config, PATH)
     tool.unlink()
     with pytest.raises(ArtifactError, match="cannot be read: No such file"):

@@ -29,7 +29,9 @@ class Bench:
         self.forked: list[tuple[int, int]] = []
         self.lost: list[tuple[int, str]] = []
         self.warmed: list[tuple[str, str]] = []
-        surroundings = Surroundings("127.0.0.1", 9100, directory / "work", directory, os.environ)
+        surroundings = Surroundings(
+            "127.0.0.1", 9100, directory / "agents.sock", directory / "work", directory, os.environ
+        )
         self.nursery = Nursery(
             self, surroundings, self._number(), fork=self._fork, lose=self._lose, on_warm=self._on_warm
         )

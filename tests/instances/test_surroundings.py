@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spearpool.config import TaskConfig
-from spearpool.instances.surroundings import KEPT_WORKDIRS, Surroundings, copy_files, remove_tree
+from spearpool.config import TaskConfig, Transport, load
+from spearpool.instances.surroundings import KEPT_WORKDIRS, Surroundings, copy_files, found_by_host_only, remove_tree
 from spearpool.protocol.environment import InstanceEnvironment
 
 OURS = {
@@ -22,7 +22,7 @@ OURS = {
 
 
 def surroundings(directory: Path, host: str = "127.0.0.1") -> Surroundings:
-    return Surroundings(host, 9100, directory / "work", directory / "logs", OURS)
+    return Surroundings(host, 9100, directory / "agents.sock", directory / "work", directory / "logs", OURS)
 
 
 def test_the_environment_is_an_allow_list_with_the_tasks_own_over_it(tmp_path: Path) -> None:
@@ -40,8 +40,30 @@ def test_a_task_cannot_set_what_spearpool_sets(tmp_path: Path) -> None:
     assert surroundings(tmp_path).environment("thumb-0-1", "token", "thumb", config)["SPEAR_SECRET"] == "token"
 
 
+def test_a_task_that_dials_a_unix_socket_is_told_its_path(tmp_path: Path) -> None:
+    config = TaskConfig(target="exec:true", transport=Transport.UNIX)
+    environ = surroundings(tmp_path).environment("thumb-0-1", "token", "thumb", config)
+    assert environ["SPEAR_COMMUNICATION_TYPE"] == "unix"
+    assert environ["SPEAR_COMMUNICATION_ADDRESS"] == str(tmp_path / "agents.sock")
+    assert environ["SPEAR_COMMUNICATION_PORT"] == "9100"
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [("127.0.0.1", []), ("0.0.0.0", []), ("localhost", []), ("127.0.0.2", ["own"]), ("::", ["own"]), ("::1", ["own"])],
+)
+def test_whose_programs_do_not_find_the_pool_by_its_port_alone(host: str, found: list[str]) -> None:
+    tasks = {
+        "own": {"target": "agent:true"},
+        "local": {"target": "agent:true", "transport": "unix"},
+        "run": {"target": "exec:true"},
+        "python": {"target": "python:json:loads"},
+    }
+    assert found_by_host_only(load(overrides={"pool": {"host": host}, "tasks": tasks})) == found
+
+
 def test_there_is_always_a_path(tmp_path: Path) -> None:
-    bare = Surroundings("127.0.0.1", 9100, tmp_path, tmp_path, {})
+    bare = Surroundings("127.0.0.1", 9100, tmp_path, tmp_path, tmp_path, {})
     assert bare.common_environment({}) == {"PATH": os.defpath}
 
 

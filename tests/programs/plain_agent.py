@@ -40,8 +40,12 @@ def receive(stream: BinaryIO) -> tuple[str, int, Any]:
 
 
 def main() -> None:
-    sock = socket.socket()
-    sock.connect(("127.0.0.1", int(os.environ["SPEAR_COMMUNICATION_PORT"])))
+    if os.environ.get("SPEAR_COMMUNICATION_TYPE") == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(os.environ["SPEAR_COMMUNICATION_ADDRESS"])
+    else:
+        sock = socket.socket()
+        sock.connect(("127.0.0.1", int(os.environ["SPEAR_COMMUNICATION_PORT"])))
     stream = sock.makefile("rb")
     send(
         sock,

@@ -25,6 +25,7 @@ def test_the_seeds_four_variables_are_always_set() -> None:
     [
         InstanceEnvironment(port=1, instance_id="i", secret="s"),
         InstanceEnvironment(port=65535, instance_id="i", secret="s", host="::1", task="thumb", concurrency=8),
+        InstanceEnvironment(port=1, instance_id="i", secret="s", communication_type="unix", address="/run/a.sock"),
     ],
 )
 def test_what_is_written_is_read_back(environment: InstanceEnvironment) -> None:
@@ -48,7 +49,7 @@ def test_the_original_sets_no_more_than_it_must() -> None:
         ("SPEAR_COMMUNICATION_PORT", "http"),
         ("SPEAR_INSTANCE_ID", ""),
         ("SPEAR_SECRET", ""),
-        ("SPEAR_COMMUNICATION_TYPE", "unix"),
+        ("SPEAR_COMMUNICATION_TYPE", "udp"),
         ("SPEAR_CONCURRENCY", "0"),
         ("SPEAR_CONCURRENCY", "many"),
     ],
@@ -57,6 +58,19 @@ def test_a_wrong_variable_is_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         InstanceEnvironment.from_environ({**LEAST, name: text})
     assert (caught.value.key, caught.value.value) == (name, text)
+
+
+def test_where_it_dials() -> None:
+    tcp = InstanceEnvironment(port=9100, instance_id="i", secret="s", host="::1")
+    local = InstanceEnvironment(
+        port=9100, instance_id="i", secret="s", communication_type="unix", address="/run/a.sock"
+    )
+    assert (tcp.dialled, local.dialled) == (("::1", 9100), "/run/a.sock")
+
+
+def test_a_unix_socket_has_an_address() -> None:
+    with pytest.raises(ConfigError, match="SPEAR_COMMUNICATION_ADDRESS"):
+        InstanceEnvironment.from_environ({**LEAST, "SPEAR_COMMUNICATION_TYPE": "unix"})
 
 
 @pytest.mark.parametrize("name", ["SPEAR_COMMUNICATION_PORT", "SPEAR_INSTANCE_ID", "SPEAR_SECRET"])

@@ -3,13 +3,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 
 from spearpool.errors import PoolError, PoolStartError
-from spearpool.supervisor.listeners import Listeners, adopt_listener, open_listeners
+from spearpool.supervisor.listeners import Listeners, adopt_listener, listen_locally, open_listeners
 from tests.conftest import eventually
 
 
@@ -230,3 +232,16 @@ def test_a_given_socket_that_nobody_may_join(monkeypatch: pytest.MonkeyPatch) ->
 
 def _in_use(_sock: socket.socket, _address: object) -> None:
     raise OSError(errno.EADDRINUSE, "Address already in use")
+
+
+def test_a_unix_socket_is_its_users_alone(tmp_path: Path) -> None:
+    path = tmp_path / "agents.sock"
+    with listen_locally(path, 16) as listener, socket.socket(socket.AF_UNIX) as peer:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert not listener.getblocking()
+        assert not os.get_inheritable(listener.fileno())
+        peer.connect(str(path))
+        listener.accept()[0].close()
+    with pytest.raises(PoolStartError, match=rf"cannot listen at {path}: Address already in use"):
+        listen_locally(path, 16)
+    path.unlink()

@@ -50,6 +50,8 @@ def test_everything_is_there_and_then_gone(runtime_env: RuntimeEnv) -> None:
             pass
         with contextlib.closing(Segment.open(path)) as seen:
             assert seen.epoch == premises.epoch
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.connect(str(premises.runtime_dir.agents_path))
     assert not path.exists()
     assert not list(runtime_env.runtime_dir.iterdir())
 

@@ -84,6 +84,10 @@ KINDS = {
         ({"e": {"target": "exec:cat", "environment": {"A": "b"}}}, "epa"),
         ({"e": {"target": "exec:cat", "limits": {"nice": 3}}}, "epa"),
         ({"e": {"target": "exec:cat", "max_instances": 7, "idle_timeout_s": 9.0}}, "pa"),
+        ({"e": {"target": "exec:cat", "transport": "unix"}}, "epa"),
+        ({"e": {"target": "exec:cat", "sha256": "0" * 64}}, "epa"),
+        ({"e": {"target": "exec:cat", "files": {"a": "b"}}}, "epa"),
+        ({"e": {"target": "exec:cat", "keep_workdir": True}}, "epa"),
         ({"new": {"target": "exec:cat"}}, "pa"),
     ],
 )

@@ -135,14 +135,15 @@ def test_the_first_tick_spawns_a_worker_for_each_slot_with_all_that_it_needs(ben
     bench.workers.tick()
     assert bench.forks.names == ["0 [default]", "1 [default]"]
     for slot, incarnation in enumerate((1, 2)):
-        ((setup, (listener, segment)),) = bench.forks.hear(incarnation)
+        ((setup, (listener, segment, agents)),) = bench.forks.hear(incarnation)
         assert isinstance(setup, Setup)
         assert (setup.slot, setup.seat, setup.incarnation) == (slot, 2 * slot, incarnation)
         assert (setup.epoch, setup.settings) == (bench.premises.epoch, bench.office.settings)
         assert setup.keys == bench.premises.keys.for_workers()
         assert os.path.sameopenfile(listener, bench.premises.listeners.sockets[slot].fileno())
         assert os.path.sameopenfile(segment, bench.premises.segment.fd)
-        for fd in (listener, segment):
+        assert os.path.sameopenfile(agents, bench.premises.agents.fileno())
+        for fd in (listener, segment, agents):
             os.close(fd)
 
 

@@ -174,6 +174,9 @@ class Supervisor:
         self.table = InstancesTable(self.segment)
         self._stack = stack
         self._listeners: dict[int, socket.socket] = {}
+        self._agents = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        self._agents.bind(f"\0spearpool test {pid} {id(self)}")  # a name that is no path
+        self._agents.listen()
         self._incarnations = 0
 
     def spawn(self, slot: int = 0, parity: int = 0, settings: Settings | None = None, segment_fd: int = -1) -> Member:
@@ -201,7 +204,7 @@ class Supervisor:
             ["revoked before the start"],
         )
         fd = self.segment.fd if segment_fd < 0 else segment_fd
-        member.tell(setup, [self._listeners[slot].fileno(), fd])
+        member.tell(setup, [self._listeners[slot].fileno(), fd, self._agents.fileno()])
         return member
 
     def ready(self, slot: int = 0, parity: int = 0, settings: Settings | None = None) -> Member:

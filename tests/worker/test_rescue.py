@@ -2,15 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
-import struct
 from collections.abc import AsyncIterator
-from typing import cast
 
 import pytest
 
-from spearpool.worker import rescue
 from spearpool.worker.rescue import Rescuer
 from tests.conftest import eventually_async
 
@@ -21,25 +17,6 @@ def _listener() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     return listener
-
-
-class Refusing:
-    """A listener whose `accept` fails as long as there are refusals."""
-
-    def __init__(self, sock: socket.socket, refusals: list[OSError]) -> None:
-        self._sock = sock
-        self._refusals = refusals
-
-    def accept(self) -> tuple[socket.socket, object]:
-        if self._refusals:
-            raise self._refusals.pop()
-        return self._sock.accept()
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 class Bench:
@@ -124,27 +101,6 @@ async def test_what_was_never_lent_and_what_was_lent_twice() -> None:
         await eventually_async(lambda: bench.accepted == 1)
         bench.rescuer.over(0)
         await bench.owner_accepts(0)
-
-
-async def test_who_did_not_want_to_wait_is_passed_over() -> None:
-    async with benching() as bench:
-        for _ in range(3):
-            with socket.create_connection(bench.listeners[0].getsockname(), timeout=10) as peer:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        bench.dial(0)
-        bench.lend(0)
-        await eventually_async(lambda: bench.accepted == 4)
-
-
-async def test_a_full_table_of_descriptors_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rescue, "RETRY_S", 0.01)
-    async with benching() as bench:
-        bench.dial(0)
-        refusals = [OSError(errno.EMFILE, "Too many open files")] * 3
-        listener = Refusing(bench.listeners[0].dup(), refusals)
-        bench.rescuer.begin(0, cast(socket.socket, listener))
-        await eventually_async(lambda: bench.accepted == 1)
-        assert refusals == []
 
 
 async def test_a_worker_that_leaves_gives_all_of_them_up() -> None:
