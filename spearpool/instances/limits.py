@@ -3,8 +3,8 @@
 `instances.confine` puts limits in force before the program starts; here they are read back from the running process,
 again and again, so that what is published is what *is*. A limit is `enforced` while the kernel holds the value that was
 asked for, and `watched` while it holds another one (a process may widen its own CPU affinity, for instance) or when we
-may not look. One psutil handle per process is kept, and used only while start time says that it is still the same
-process.
+may not look. One psutil handle per process is kept, from the moment that its start time said who it is until its end is
+reported, which is as soon as its number is free.
 
 A *breach* is counted where one can be seen: an end by SIGXFSZ or SIGXCPU (or by SIGKILL, with the CPU time used up),
 and each time that a process loosened a limit by itself: a resource limit (with the right to do so, or by the second
@@ -16,10 +16,10 @@ limits to each process of a tree apart. What is watched over a whole tree is the
 
 from __future__ import annotations
 
+import os
 import signal as signals
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -72,7 +72,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 def _open_files(process: psutil.Process) -> int:
     """The kernel counts them by itself since Linux 6.2; before that the directory's size is 0."""
     try:
-        return Path(f"/proc/{process.pid}/fd").stat().st_size or process.num_fds()
+        return os.stat(f"/proc/{process.pid}/fd").st_size or process.num_fds()  # noqa: PTH116 - read by the hundred
     except PermissionError:
         raise psutil.AccessDenied(process.pid) from None
     except FileNotFoundError:
@@ -116,10 +116,12 @@ class LimitWatch:
     def sample(self) -> list[Reading]:
         """The limits that were asked for, as the kernel has them now, and what is used of each: bytes, CPU seconds,
         descriptors, nice value, number of CPUs."""
-        if self._process is None or not self._wanted or not self._identity.alive():
+        if self._process is None or not self._wanted:
             return []
         try:
             with self._process.oneshot():
+                if self._process.status() == psutil.STATUS_ZOMBIE and not self._identity.alive():
+                    return []
                 self._read = {name: self._look(self._process, name) for name in self._wanted}
         except psutil.NoSuchProcess:
             return []

@@ -38,6 +38,7 @@ __all__ = ["InstanceRow", "InstancesTable", "LimitState"]
 _FIELD = {name: place for place, name in enumerate(ROW_FIELDS)}
 _GENERATION, _ALIVE = _FIELD["generation"], _FIELD["alive"]
 _STAGES = _FIELD["requested_ns"]
+_LEVEL, _VALUE, _USAGE, _BREACHES = map(LIMIT_FIELDS.index, ("level", "value", "usage", "breaches"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,15 @@ class InstancesTable:
 
     def set_limit(self, row: int, limit: int, value: int, level: LimitLevel) -> None:
         """`limit` is a place in `LIMITS`, `value` scaled by `LIMIT_SCALES`. The level, stored last, shows it."""
-        self._set_limit(row, limit, value=value)
-        self._set_limit(row, limit, level=level)
+        first = row * ROW_WORDS + _limit_word(limit)
+        self._words[first + _VALUE] = value
+        self._words[first + _LEVEL] = level
 
     def set_usage(self, row: int, limit: int, usage: int, breaches: int) -> None:
         """What was sampled last, and how often the limit was met since the row was opened."""
-        self._set_limit(row, limit, usage=usage, breaches=breaches)
+        first = row * ROW_WORDS + _limit_word(limit)
+        self._words[first + _USAGE] = usage
+        self._words[first + _BREACHES] = breaches
 
     def set_pause(self, row: int, pause: Pause) -> None:
         """Whether the instance rests; whoever has its agent, or gets it, looks here."""
@@ -191,22 +195,18 @@ class InstancesTable:
     def _set(self, row: int, field: str, value: int) -> None:
         self._words[row * ROW_WORDS + _FIELD[field]] = value
 
-    def _set_limit(self, row: int, limit: int, **values: int) -> None:
-        for field, value in values.items():
-            self._words[row * ROW_WORDS + _limit_word(limit, field)] = value
-
     def _label(self, row: int) -> memoryview:
         first = self._offset + 8 * (row * ROW_WORDS + ROW_LABEL_WORD)
         return self._segment.memory[first : first + NAME_BYTES]
 
 
-def _limit_word(limit: int, field: str) -> int:
-    return ROW_LIMITS_WORD + limit * len(LIMIT_FIELDS) + LIMIT_FIELDS.index(field)
+def _limit_word(limit: int) -> int:
+    return ROW_LIMITS_WORD + limit * len(LIMIT_FIELDS)
 
 
 def _limits(words: list[int]) -> Iterator[LimitState]:
     for limit, name in enumerate(LIMITS):
-        first = _limit_word(limit, LIMIT_FIELDS[0])
+        first = _limit_word(limit)
         level, value, usage, breaches = words[first : first + len(LIMIT_FIELDS)]
         if level:
             scale = LIMIT_SCALES.get(name)

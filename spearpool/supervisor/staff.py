@@ -41,6 +41,10 @@ from .traffic import TrafficCount
 __all__ = ["Staff"]
 
 
+QUIET_LOOK_S = 0.25
+"""How long nobody looks at the instances when nothing waited or ran. A worker says at once when work waits."""
+
+
 class Staff:
     """All instances of all tasks."""
 
@@ -92,6 +96,7 @@ class Staff:
         self._versions = dict.fromkeys(settings.tasks, 0)
         self._on_warmed: Callable[[str], None] | None = None
         self._warm_until = math.inf
+        self._look_at = 0.0
         self._states: dict[str, TaskState] = {}
         self._failures = dict.fromkeys(settings.tasks, 0)
         self._deadlines = {name: now + task.start_timeout_s for name, task in settings.tasks.items()}
@@ -137,11 +142,16 @@ class Staff:
         self._runtime.rotate_logs()
         if time.monotonic() >= self._warm_until:
             self._warmed(f"the import of {', '.join(self._runtime.nursery.warming())} takes too long")
-        self.look()
+        if time.monotonic() >= self._look_at:
+            self.look()
 
     def look(self) -> None:
         """See how much work there is, and have as many instances as it takes."""
-        self._decide(self._observer.look(self._tasks))
+        seen = self._observer.look(self._tasks)
+        quiet = not seen.in_use and not any(load.queued for load in seen.loads.values())
+        self._decide(seen)
+        if quiet:
+            self._look_at = min(time.monotonic() + QUIET_LOOK_S, self._scaling.next_deadline())
 
     def sample_usage(self) -> None:
         self._runtime.sample_usage()
@@ -302,6 +312,7 @@ class Staff:
     # Between the two
 
     def _decide(self, event: moves.Event) -> None:
+        self._look_at = 0.0
         for action in self._scaling.handle(event, time.monotonic(), random.random()):
             match action:
                 case moves.StartInstance():
