@@ -39,7 +39,7 @@ from .vocabulary import (
     RING_RECORDS,
 )
 
-__all__ = ["DEFAULT_RING_RECORDS", "MIN_RING_RECORDS", "Segment", "plan_ring_records", "sweep"]
+__all__ = ["DEFAULT_RING_RECORDS", "MIN_RING_RECORDS", "Segment", "orphans", "plan_ring_records", "sweep"]
 
 DEFAULT_RING_RECORDS = 16_384
 MIN_RING_RECORDS = 1_024
@@ -201,18 +201,21 @@ def _advice(layout: Layout, free: int) -> str:
     return f"{needs}; make room there, or lower pool.max_workers"
 
 
-def sweep(directory: Path, pool: str) -> list[Path]:
-    """Remove the segments of this pool whose owner is gone, and tell which.
+def orphans(directory: Path, pool: str) -> list[Path]:
+    """The segments of this pool whose owner is gone.
 
-    A file of ours without a readable header belonged to a supervisor that died while making it; it is removed once it
-    is a minute old. Two pools of one name may exist (in different runtime directories): a living owner's file stays.
+    A file of ours without a readable header belonged to a supervisor that died while making it; it is one of them once
+    it is a minute old. Two pools of one name may exist (in different runtime directories): a living owner's is none.
     """
     pattern = re.compile(re.escape(_file_name(pool, 0)[:-16]) + "[0-9a-f]{16}")
-    removed = []
-    for path in sorted(directory.iterdir()):
-        if pattern.fullmatch(path.name) and _is_orphan(path):
-            path.unlink(missing_ok=True)
-            removed.append(path)
+    return [path for path in sorted(directory.iterdir()) if pattern.fullmatch(path.name) and _is_orphan(path)]
+
+
+def sweep(directory: Path, pool: str) -> list[Path]:
+    """Remove the `orphans`, and tell which they were."""
+    removed = orphans(directory, pool)
+    for path in removed:
+        path.unlink(missing_ok=True)
     return removed
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from spearpool import __version__
 from spearpool.config import Settings
 from spearpool.errors import SegmentError
-from spearpool.log import get_logger
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import Layout
-from spearpool.metrics.segment import Segment, plan_ring_records, sweep
+from spearpool.metrics.segment import Segment, plan_ring_records
 from spearpool.processes import ProcessIdentity
 from spearpool.runtime_dir import Endpoints, PoolDescription, RuntimeDir, StateDir
 
 from .keys import Keys
+from .leftovers import sweep_leftovers
 from .listeners import Listeners, adopt_listener, listen_locally, open_listeners
 
 __all__ = ["Premises", "open_premises"]
@@ -78,7 +78,6 @@ def open_premises(
     `given` is a socket that listens already, to be the first one; it is ours once the name is taken.
     Raises `PoolError` (name or port taken, directory not ours) or `SegmentError` (memory filesystem too small).
     """
-    log = get_logger("premises")
     directory = Path(settings.monitoring.shared_memory_dir)
     identity = ProcessIdentity.of(os.getpid())
     with contextlib.ExitStack() as stack:
@@ -87,8 +86,7 @@ def open_premises(
         state.lock()
         stack.callback(state.unlock)
         runtime_dir.clear()
-        for path in sweep(directory, settings.pool.name):
-            log.info("removed the segment of a pool that was killed", path=str(path))
+        sweep_leftovers(directory, settings.pool.name)
         keys = Keys.open(state, settings.security.token_ttl_s)
         pool = settings.pool
         backlog = settings.connections.backlog
