@@ -63,6 +63,13 @@ class Observer:
             if instance.identity is not None
         }
 
+    def given(self, number: int) -> int:
+        """How many executions an instance has been given in its life, up to now."""
+        roll = self._roll
+        place = roll.numbers.index(number)
+        (counted,) = self._rollup.agents([roll.rows[place]], [roll.generations[place]]).executions
+        return roll.given[place] + max(0, counted - roll.counted[place])
+
     def look(self, tasks: Iterable[str]) -> Observed:
         """How it stands with these tasks."""
         roll = self._roll

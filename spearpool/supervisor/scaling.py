@@ -16,8 +16,9 @@ without makes room.
 at once), or that is of an earlier version of its task, is replaced: one at a time per task, and its successor is ready
 before it goes, unless the budget has no room for both.
 
-**Failing.** A failure is an instance that ended before it was ready or soon after it. Failures in a row delay the next
-start of that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a
+**Failing.** A failure is an instance that ended before it was ready, or soon after it and before it had answered an
+execution: who ends one that works does not keep the next one from starting. Failures in a row delay the next start of
+that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a
 while, then one trial at a time. From then on the task is *unavailable* (clients get 503 with the reason at once,
 instead of waiting in a queue that nothing empties) as long as no instance is ready. A task *recovers*, and its failures
 are forgotten, when it has had a ready instance and no failure for `settled_s`.

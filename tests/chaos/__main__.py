@@ -3,6 +3,7 @@
     python -m tests.chaos --seed 1 --seconds 30 --kills 20 --halts 5 --freezes 1
     python -m tests.chaos --seed 7 --seconds 600 --kills 1000 --json
     python -m tests.chaos --seed 7 --seconds 300 --reloads 50 --scales 50
+    python -m tests.chaos --seed 9 --seconds 330 --kills 100 --instances 100 --zygotes 100
 
 The same seed gives the same schedule. The first part of the time is calm, for comparison. Commands that the pool does
 not have (`reload`, `scale`) are left out, and the table says so. Needs the development extra: pip install -e '.[dev]'.
@@ -25,6 +26,16 @@ from .run import Options, run
 from .schedule import Kind
 
 __all__ = ["main"]
+
+_HELP = {
+    Kind.KILL: "SIGKILL so many workers",
+    Kind.INSTANCE: "SIGKILL so many instances",
+    Kind.ZYGOTE: "SIGKILL so many zygotes",
+    Kind.HALT: "stop a worker for a while, so often",
+    Kind.FREEZE: "stop the whole pool for a while, so often",
+    Kind.RELOAD: "so many reloads",
+    Kind.SCALE: "so many changes of the number of workers",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +66,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, bool]:
     parser.add_argument("--rate", type=_number(float, 0), default=300.0, help="new connections/s; default: 300")
     parser.add_argument("--residents", type=_number(int, 0), default=64, help="connections that stay; default: 64")
     for kind in Kind:
-        parser.add_argument(f"--{kind.value}s", dest=kind.name, type=_number(int, 0), default=0, metavar="N")
+        parser.add_argument(
+            f"--{kind.value}s", dest=kind.name, type=_number(int, 0), default=0, metavar="N", help=_HELP[kind]
+        )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     found = parser.parse_args(arguments)
     counts = {kind: getattr(found, kind.name) for kind in Kind}

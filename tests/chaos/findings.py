@@ -27,6 +27,8 @@ class Findings:
     storm_ms: list[float] = field(default_factory=list)
     rate: float = 0.0
     kills: int = 0
+    instances: int = 0
+    zygotes: int = 0
     halts: int = 0
     freezes: int = 0
     missed_blows: int = 0
@@ -63,9 +65,10 @@ class Promise:
 
 
 def judge(found: Findings) -> list[Promise]:
-    """Everything that has to hold; more is allowed where workers were killed."""
+    """Everything that has to hold; more is allowed where workers or instances were killed."""
     saw = found.saw
     killed = found.kills > 0
+    victims = " and ".join(["workers"] * killed + ["instances"] * (found.instances > 0))
     lost_residents = found.residents - found.kept_residents
     return [
         Promise("connections refused", saw["refused"]),
@@ -80,8 +83,8 @@ def judge(found: Findings) -> list[Promise]:
         Promise(
             "executions of unknown outcome, or lost with their connection",
             saw["outcome unknown"] + saw["lost with their connection"],
-            saw["executions"] if killed else 0,
-            "workers were killed" if killed else "",
+            saw["executions"] if victims else 0,
+            f"{victims} were killed" if victims else "",
         ),
         Promise("executions run twice", found.run_twice),
         Promise("executions not settled in the pool's books", found.unsettled_executions),
@@ -94,10 +97,12 @@ def judge(found: Findings) -> list[Promise]:
             "workers were killed" if killed else "",
         ),
         Promise("workers that died unbidden", found.unbidden_deaths),
-        Promise("restarts of instances", found.restarted_instances),
+        Promise(
+            "restarts of instances", found.restarted_instances, found.instances, "were killed" * (found.instances > 0)
+        ),
         Promise("kills without an heir", found.recoveries_s.count(None)),
         Promise("slots not ready at the end", found.slots_not_ready),
-        Promise("blows without a ready worker in 10 s", found.missed_blows),
+        Promise("blows that met nobody within 10 s", found.missed_blows),
         Promise("commands that failed", sum(operation["code"] != 0 for operation in found.operations)),
         Promise("exit code of the pool", abs(found.exit_code)),
         Promise("processes and files left behind", len(found.left_behind)),
@@ -155,7 +160,9 @@ def table(result: dict[str, Any]) -> str:
 
 def _done(result: dict[str, Any]) -> str:
     kinds = Counter(operation["words"].split()[0] for operation in result["operations"])
-    parts = [f"{result[name]} {name}" for name in ("kills", "halts", "freezes")]
+    counts = {"kills": "kills", "instances": "instances killed", "zygotes": "zygotes killed"}
+    counts |= {"halts": "halts", "freezes": "freezes"}
+    parts = [f"{result[name]} {words}" for name, words in counts.items() if result[name]]
     return ", ".join([*parts, *(f"{count} × {name}" for name, count in sorted(kinds.items()))])
 
 

@@ -188,6 +188,7 @@ def _enter_accounts(accounts: list[Account], options: Options, found: Findings) 
 
 def _enter_struck(struck: Struck, workers: WorkersWatch, found: Findings) -> None:
     found.kills, found.halts, found.freezes = len(struck.kills), struck.halts, struck.freezes
+    found.instances, found.zygotes = struck.instances, struck.zygotes
     found.missed_blows = struck.missed
     found.operations = [asdict(operation) for operation in struck.operations]
     removals = [

@@ -12,6 +12,8 @@ __all__ = ["OPERATIONS", "Blow", "Kind", "plan"]
 
 class Kind(Enum):
     KILL = "kill"  # SIGKILL of a worker
+    INSTANCE = "instance"  # SIGKILL of an instance
+    ZYGOTE = "zygote"  # SIGKILL of a zygote
     HALT = "halt"  # SIGSTOP of a worker, for a while
     FREEZE = "freeze"  # SIGSTOP of the whole pool, for a while
     RELOAD = "reload"

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Self
 
 from spearpool.metrics.bus import ask
-from spearpool.processes import descendants
+from spearpool.processes import ProcessIdentity, children_of, descendants, pidfd_open
 from tests.integration.live_pool import Document, LivePool
 
 from .load import ROOT
@@ -47,9 +48,11 @@ class Operation:
 
 @dataclass
 class Struck:
-    """What was done. A kill is (wall clock seconds, slot). `missed`: blows for which no worker was ready for long."""
+    """What was done. A kill is (wall clock seconds, slot). `missed`: blows for which nobody was ready for long."""
 
     kills: list[tuple[float, int]] = field(default_factory=list)
+    instances: int = 0
+    zygotes: int = 0
     halts: int = 0
     freezes: int = 0
     operations: list[Operation] = field(default_factory=list)
@@ -64,6 +67,7 @@ class Storm:
         self._pool = pool
         self._endpoint = ask_endpoint
         self._killed: set[int] = set()  # incarnations
+        self._hit: set[ProcessIdentity] = set()  # instances and zygotes
         self._stopped: dict[int, float] = {}  # descriptor of a process → when it goes on
         self._orders: queue.SimpleQueue[Blow | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
@@ -86,6 +90,10 @@ class Storm:
             match blow.kind:
                 case Kind.KILL:
                     self._kill(blow)
+                case Kind.INSTANCE:
+                    self.struck.instances += self._kill_one_of(blow, self._instances)
+                case Kind.ZYGOTE:
+                    self.struck.zygotes += self._kill_one_of(blow, self._zygotes)
                 case Kind.HALT:
                     self._halt(blow)
                 case Kind.FREEZE:
@@ -115,6 +123,33 @@ class Storm:
         self.struck.kills.append((time.time(), slot))
         _send(pidfd, signal.SIGKILL)
         os.close(pidfd)
+
+    def _kill_one_of(self, blow: Blow, find: Callable[[], list[int]]) -> bool:
+        """SIGKILL one of those processes that `find` finds and that have not been hit yet."""
+        end = time.monotonic() + VICTIM_WITHIN_S
+        while time.monotonic() < end:
+            found = [process for process in map(_identity, find()) if process and process not in self._hit]
+            if found:
+                victim = found[int(blow.chance * len(found))]
+                with contextlib.suppress(ProcessLookupError):
+                    pidfd = pidfd_open(victim)
+                    self._hit.add(victim)
+                    _send(pidfd, signal.SIGKILL)
+                    os.close(pidfd)
+                    return True
+            time.sleep(LOOK_S)
+        self.struck.missed += 1
+        return False
+
+    def _instances(self) -> list[int]:
+        return [row["pid"] for row in self.status()["instances"] if row["state"] in {"ready", "busy"}]
+
+    def _zygotes(self) -> list[int]:
+        """The warden's children that run a zygote's program and are no instances, which are forked from it."""
+        (warden,) = children_of(self._pool.process.pid)
+        alike = [pid for pid in children_of(warden) if b"spearpool.instances.zygote" in _command_line(pid)]
+        instances = {row["pid"] for row in self.status()["instances"]}
+        return [pid for pid in alike if pid not in instances]
 
     def _halt(self, blow: Blow) -> None:
         victim = self._victim(blow)
@@ -192,6 +227,18 @@ class Storm:
                     process.kill()
             said = process.stderr.read().decode(errors="replace").strip()
         return Operation(" ".join(words), began, round(time.monotonic() - begin, 3), process.returncode, said)
+
+
+def _identity(pid: int) -> ProcessIdentity | None:
+    with contextlib.suppress(ProcessLookupError):
+        return ProcessIdentity.of(pid)
+    return None
+
+
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _send(pidfd: int, number: signal.Signals) -> None:

@@ -58,6 +58,15 @@ def test_a_short_storm(runtime_env: RuntimeEnv) -> None:
     assert result["looks"] > 100
 
 
+def test_instances_and_zygotes_are_killed_and_no_client_is_cut_off(runtime_env: RuntimeEnv) -> None:
+    words = ("--instances", "10", "--zygotes", "5")
+    result = outcome(runtime_env, "--seed", "21", "--seconds", "14", *words, timeout_s=120)
+    assert (result["instances"], result["zygotes"]) == (10, 5)
+    assert result["saw"]["reset"] == 0
+    assert result["kept_residents"] == result["residents"] == 64
+    assert result["saw"]["right"] > 0.9 * result["saw"]["executions"]
+
+
 def test_a_storm_without_kills_loses_nobody(runtime_env: RuntimeEnv) -> None:
     result = outcome(runtime_env, "--seconds", "6", "--halts", "4", "--freezes", "1", timeout_s=100)
     assert result["saw"]["right"] == result["saw"]["executions"]
@@ -99,6 +108,14 @@ def test_usage(runtime_env: RuntimeEnv) -> None:
 def test_a_thousand_kills(runtime_env: RuntimeEnv) -> None:
     result = outcome(runtime_env, "--seed", "7", "--seconds", "1030", "--kills", "1000", timeout_s=1400)
     assert result["kills"] == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_each_of_workers_instances_and_zygotes(runtime_env: RuntimeEnv) -> None:
+    words = ("--kills", "100", "--instances", "100", "--zygotes", "100")
+    result = outcome(runtime_env, "--seed", "9", "--seconds", "330", *words, timeout_s=800)
+    assert (result["kills"], result["instances"], result["zygotes"]) == (100, 100, 100)
 
 
 @pytest.mark.slow

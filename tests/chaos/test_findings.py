@@ -62,7 +62,7 @@ def test_what_clients_saw(kind: str, name: str) -> None:
         ({"restarted_instances": 1}, "restarts of instances"),
         ({"recoveries_s": [0.1, None]}, "kills without an heir"),
         ({"slots_not_ready": 1}, "slots not ready at the end"),
-        ({"missed_blows": 1}, "blows without a ready worker in 10 s"),
+        ({"missed_blows": 1}, "blows that met nobody within 10 s"),
         ({"operations": [{"words": "reload", "code": 1, "said": "no"}]}, "commands that failed"),
         ({"exit_code": -9}, "exit code of the pool"),
         ({"left_behind": ["process 1"]}, "processes and files left behind"),
@@ -70,6 +70,14 @@ def test_what_clients_saw(kind: str, name: str) -> None:
 )
 def test_what_we_saw(values: dict[str, Any], name: str) -> None:
     assert broken(findings(**values)) == [name]
+
+
+def test_an_instance_that_was_killed_takes_its_executions_along_and_nothing_else() -> None:
+    counts = Counter({"outcome unknown": 2, "executions": 9})
+    assert broken(findings(saw=counts, instances=2, restarted_instances=2)) == []
+    assert broken(findings(saw=counts, zygotes=2)) == ["executions of unknown outcome, or lost with their connection"]
+    assert broken(findings(instances=1, restarted_instances=2)) == ["restarts of instances"]
+    assert broken(findings(instances=1, kept_residents=1)) == ["residents that are not on their first connection"]
 
 
 def test_a_kill_allows_what_was_booked_and_no_more() -> None:

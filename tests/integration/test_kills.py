@@ -20,7 +20,9 @@ from typing import Any, Self
 
 import pytest
 
-from spearpool.errors import ConnectionLost, Draining, ExecutionFailed, OutcomeUnknown
+from spearpool.errors import AuthenticationError, ConnectionLost, Draining, ExecutionFailed, OutcomeUnknown, PoolError
+from spearpool.metrics import Segment
+from spearpool.metrics.rollup import Rollup
 from spearpool.processes import ProcessIdentity, children_of
 from tests.conftest import TIME_SCALE, RuntimeEnv, eventually
 from tests.integration.live_pool import HANDLERS, LivePool, live_pool
@@ -39,6 +41,7 @@ class Load:
     clients: int = 8
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[object] = field(default_factory=list)
+    bearable: tuple[type[Exception], ...] = (ConnectionLost, OutcomeUnknown, Draining)
     over: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -61,7 +64,7 @@ class Load:
                 data = f"{number}:{count}".encode()
                 try:
                     answer = client.execute("upper", input=data, timeout=20)
-                except (ConnectionLost, OutcomeUnknown, Draining) as error:
+                except self.bearable as error:
                     self.outcomes[type(error).__name__] += 1
                 except Exception as error:  # noqa: BLE001 - whatever else it is, it is wrong
                     self.wrong.append(error)
@@ -111,7 +114,7 @@ def test_nobody_outlives_supervisor_or_warden(runtime_env: RuntimeEnv, victim: s
         os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
         killed_at = time.monotonic()
         pool.process.wait(10)
-        eventually(lambda: not [process for process in everybody if process.alive()], 5)
+        eventually(partial(_all_dead, everybody), 5)
         assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
         if victim == "warden":
             assert pool.process.returncode == 1
@@ -121,6 +124,55 @@ def test_nobody_outlives_supervisor_or_warden(runtime_env: RuntimeEnv, victim: s
     with live_pool(runtime_env, tasks=tasks) as again, again.client() as client:
         assert client.execute("sum", input=b"x")
         assert not Path(pool.ready["segment"]).exists()
+
+
+def _has_run(load: Load) -> bool:
+    return load.outcomes["right"] > 100
+
+
+def _all_dead(processes: list[ProcessIdentity]) -> bool:
+    return not any(process.alive() for process in processes)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("victim", ["supervisor", "warden"])
+def test_supervisor_and_warden_killed_under_load(runtime_env: RuntimeEnv, victim: str, rounds: int) -> None:
+    """At any moment: who waits is told, no answer is wrong, nobody is left, and the next pool starts."""
+    chance = random.Random(rounds)
+    tasks = {"upper": f"{HANDLERS}:upper", "daemon": f"{HANDLERS}:daemonise"}
+    segment = ""
+    words = (
+        "--workers",
+        "3",
+        "--name",
+        f"killed-{victim}-{rounds}",
+    )  # no other test's pool sweeps what this one leaves
+    for _ in range(rounds):
+        with live_pool(runtime_env, *words, tasks=tasks) as pool:
+            assert not segment or not Path(segment).exists(), "the next start has swept"
+            segment = pool.ready["segment"]
+            with pool.client() as client:
+                client.execute("daemon")
+            gone = (ConnectionLost, OutcomeUnknown, PoolError, AuthenticationError)  # the port is another pool's by now
+            with Load(pool, bearable=gone) as load:
+                eventually(partial(_has_run, load), 20)
+                time.sleep(chance.uniform(0.0, 0.2))
+                everybody = [ProcessIdentity.of(pid) for pid in pool.processes()]
+                (warden,) = children_of(pool.process.pid)
+                os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
+                killed_at = time.monotonic()
+                pool.process.wait(10)
+                eventually(partial(_all_dead, everybody), 5)
+                assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+            assert load.wrong == []
+            if victim == "supervisor":
+                with contextlib.closing(Segment.open(Path(segment))) as left:
+                    rollup = Rollup(left)
+                    assert all(rollup.open_connections(slot) >= 0 for slot in rollup.slots_in_use())
+                    del rollup
+    with live_pool(runtime_env, *words, tasks=tasks) as pool, pool.client() as client:
+        assert client.execute("upper", input=b"x") == b"X"
+    assert not Path(segment).exists()
 
 
 def test_killed_instance_is_replaced_and_its_execution_is_accounted_for(runtime_env: RuntimeEnv) -> None:

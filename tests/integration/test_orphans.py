@@ -49,12 +49,14 @@ def _nobody_has(mark: str) -> bool:
 
 @pytest.fixture
 def mark() -> str:
-    return uuid.uuid4().hex
+    return uuid.uuid4().hex[:8]
 
 
 def _config(directory: Path, mark: str) -> str:
     path = directory / "pool.toml"
     path.write_text(f'''
+[pool]
+name = "kin-{mark}"
 [tasks.kin]
 target = "python:tests.programs.kin:leave"
 environment = {{ {MARK} = "{mark}" }}
@@ -96,7 +98,7 @@ def test_nobody_outlives_a_pool(runtime_env: RuntimeEnv, tmp_path: Path, mark: s
         pool.process.wait(PATIENCE_S)
         assert eventually(lambda: _nobody_has(mark), PATIENCE_S), _marked(mark)
         assert end == "stop" or time.monotonic() - began < 2.0 * TIME_SCALE + SCANS * 0.1
-    with live_pool(runtime_env):
+    with live_pool(runtime_env, "--config", _config(tmp_path, mark)):
         assert not Path(pool.ready["segment"]).exists(), "the next pool of the name has swept"
 
 
@@ -117,5 +119,5 @@ def test_when_supervisor_and_warden_are_killed_at_once(runtime_env: RuntimeEnv, 
             for pid in _marked(mark):
                 os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: _nobody_has(mark), PATIENCE_S)
-    with live_pool(runtime_env):
+    with live_pool(runtime_env, "--config", _config(tmp_path, mark)):
         assert not Path(pool.ready["segment"]).exists(), "the next pool of the name has swept"

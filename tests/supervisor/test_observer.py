@@ -48,6 +48,10 @@ def test_work_is_seen_over_all_seats_and_of_living_instances_only(runtime_env: R
         one.count_execution(where.row, where.generation)
         assert observer.look("ab").in_use == {first: 4}
 
+        one.count_execution(where.row, where.generation)
+        assert (observer.given(first), observer.given(other)) == (5, 0), "up to this moment"
+        assert observer.look("ab").in_use == {first: 5}
+
         observer.follow({number: one for number, one in instances.items() if number != other})
         assert observer.look("ab").in_use == {}, "it is known how much it had been given"
 

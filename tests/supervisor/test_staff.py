@@ -9,6 +9,7 @@ import pytest
 
 from spearpool.instances.launch import Exited, ForkSpec, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
 from spearpool.metrics.rollup import Rollup
+from spearpool.metrics.seat import Seat
 from spearpool.packing import replace
 from spearpool.protocol.credentials import TokenKey, Verifier
 from spearpool.protocol.identifiers import InstanceId
@@ -151,6 +152,26 @@ def test_a_crash_long_after_it_was_ready_is_a_failure_as_well(
             launch, _ = bench.recorder.launches[-1]
             bench.staff.handle(replace(end, launch=launch))
             assert bench.staff.failures("a") == crashes, "one that is done is none"
+
+
+@pytest.mark.parametrize(("answered", "delayed"), [(1, True), (2, False)])
+def test_who_has_answered_was_no_failed_start(runtime_env: RuntimeEnv, answered: int, delayed: bool) -> None:
+    """One that holds an execution at a time has answered the first when it is given the second."""
+    with office(runtime_env, tasks={"a": {"target": AGENT}}) as bench:
+        seat = Seat(bench.premises.segment, 0)
+        for count in range(6):
+            where = bench.ready()
+            seat.set_agent(where.row, where.generation, 1, 0)
+            for _ in range(answered):
+                seat.count_execution(where.row, where.generation)
+            launch, _ = bench.recorder.launches[-1]
+            bench.staff.handle(Exited(launch, 1, None, 9))
+            assert bench.staff.failures("a") == count + 1, "a crash it is"
+            if delayed:
+                assert "SIGKILL" in bench.staff.problem("a")
+                break
+            assert len(bench.recorder.launches) == count + 2, "the next one is started at once"
+            assert bench.staff.problem("a") == ""
 
 
 def test_a_task_that_fails_again_and_again_is_closed_for_all_workers_and_for_later_ones(
