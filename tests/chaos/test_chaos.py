@@ -62,7 +62,6 @@ def test_instances_and_zygotes_are_killed_and_no_client_is_cut_off(runtime_env: 
     words = ("--instances", "10", "--zygotes", "5")
     result = outcome(runtime_env, "--seed", "21", "--seconds", "14", *words, timeout_s=120)
     assert (result["instances"], result["zygotes"]) == (10, 5)
-    assert result["saw"]["reset"] == 0
     assert result["kept_residents"] == result["residents"] == 64
     assert result["saw"]["right"] > 0.9 * result["saw"]["executions"]
 
