@@ -53,7 +53,7 @@ def started_pool(settings: str) -> Iterator[PoolProcess]:
         directory = Path(text)
         (directory / "pool.toml").write_text(settings)
         chosen = {"SPEARPOOL_RUNTIME_DIR": str(directory / "run"), "XDG_STATE_HOME": str(directory / "state")}
-        environ = os.environ | chosen | {"PYTHONPATH": str(HERE)}
+        environ = os.environ | chosen | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
         for path in chosen.values():
             Path(path).mkdir(mode=0o700)
         command = [sys.executable, "-m", "spearpool", "start", "--json", "--config", str(directory / "pool.toml")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spearpool.agent import Request
 
-__all__ = ["bomb", "burn", "fill", "flood", "hog", "leak", "write"]
+__all__ = ["bomb", "burn", "fill", "flood", "hog", "leak", "shout", "sleep", "write"]
 
 
 def hog(request: Request) -> str:
@@ -52,6 +52,20 @@ def fill(request: Request) -> str:
 def flood(request: Request) -> bytes:
     """Send so many bytes back."""
     return bytes(int(request.args[0]))
+
+
+def shout(request: Request) -> str:
+    """Print so many bytes, in lines."""
+    line = b"." * 1023 + b"\n"
+    for _ in range(int(request.args[0]) >> 16):
+        os.write(1, line * 64)
+    return "said"
+
+
+def sleep(request: Request) -> str:
+    """Sleep for so many seconds, whoever cancels."""
+    time.sleep(float(request.args[0]))
+    return "slept"
 
 
 def bomb(request: Request) -> str:
