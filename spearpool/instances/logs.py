@@ -3,9 +3,8 @@
 The file is opened for appending by the instance, which makes rotation by *copy and truncate* possible: when it has
 grown beyond its limit, its last part, as much as the limit and from the beginning of a line, moves to `NAME.log.1`, and
 the file is emptied. What is written between the two is lost, and so is what exceeds the limit: that is the price of not
-needing the program's help, and of a supervisor that never copies more than it must. A log that grows fast is looked at
-more often, so that even a flood has hardly more room than its quota. Ended instances' logs are kept, the newest `KEEP`
-per task.
+needing the program's help, and of a supervisor that never copies more than it must. Ended instances' logs are kept, the
+newest `KEEP` per task.
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["KEEP", "LOOK_S", "MAX_LOG_BYTES", "InstanceLog", "left_by_dead", "prune_logs"]
+__all__ = ["KEEP", "MAX_LOG_BYTES", "InstanceLog", "left_by_dead", "prune_logs"]
 
 MAX_LOG_BYTES = 10 * 1024 * 1024
 KEEP = 20
-
-LOOK_S = (0.05, 1.0)
-"""Shortest and longest time between two looks at how much a log has grown."""
 
 _LINE_BYTES = 64 * 1024
 """How far the beginning of a line is looked for."""
@@ -38,8 +34,6 @@ class InstanceLog:
         self._max_bytes = max_bytes
         self._begin = 0
         self._size = 0
-        self._looked_at = 0.0
-        self.look_at = 0.0
 
     def open(self) -> int:
         """A descriptor for the process to write to; the caller closes it. Raises OSError."""
@@ -60,17 +54,13 @@ class InstanceLog:
             return ""
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
-    def look(self, now: float) -> None:
-        """Rotate it if there is too much of it, and see when to look again (`look_at`, monotonic seconds)."""
-        rotated = self.rotate()
+    def has_grown(self) -> bool:
+        """Whether it has since this was asked last; it is rotated then, if there is too much of it."""
         before, self._size = self._size, self._size_now()
-        grown = self._size if rotated else max(0, self._size - before)
-        rate = grown / max(now - self._looked_at, LOOK_S[0])
-        full_in_s = (self._max_bytes - self._size) / rate if rate else LOOK_S[1]
-        if rotated:
-            full_in_s = LOOK_S[0]
-        self._looked_at = now
-        self.look_at = now + min(LOOK_S[1], max(LOOK_S[0], full_in_s))
+        grown = self._size != before
+        if grown and self.rotate():
+            self._size = 0
+        return grown
 
     def rotate(self) -> bool:
         """Move the content aside when there is too much of it. Whether it was."""

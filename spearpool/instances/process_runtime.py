@@ -37,6 +37,7 @@ from .instance import Instance, InstanceView
 from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady
 from .lifecycle import Lifecycle, Order, describe_exit, shorten
 from .limits import Reading
+from .log_keeper import LogKeeper
 from .logs import prune_logs
 from .nursery import RUNNER, Nursery
 from .places import Places
@@ -87,6 +88,7 @@ class ProcessRuntime:
         self._on_end = on_end
         self._on_breach = on_breach
         self._gauge = DiskGauge()
+        self._log_keeper = LogKeeper()
         self._clock_ns = clock_ns
         self._next_launch: Callable[[], int] = itertools.count(1).__next__
         self.nursery = Nursery(
@@ -166,6 +168,7 @@ class ProcessRuntime:
     def _start(self, instance: Instance, spec: LaunchSpec | ForkSpec) -> None:
         instance.lifecycle.launching()
         log_fd = instance.log.open()
+        self._log_keeper.follow(instance.log)
         try:
             self._launcher.launch(instance.launch, spec, log_fd)
         finally:
@@ -272,6 +275,10 @@ class ProcessRuntime:
             self.stop_instance(instance)
         self.nursery.stop()
 
+    def close(self) -> None:
+        """When all are gone, or nobody can be waited for any longer."""
+        self._log_keeper.close()
+
     @property
     def all_gone(self) -> bool:
         return not self._instances and self.nursery.empty
@@ -338,6 +345,7 @@ class ProcessRuntime:
         if not lifecycle.stop_wanted:
             self._places.leave(instance.task, instance.place.left(self._clock_ns()))
         self._table.close_row(instance.id.row)
+        self._log_keeper.forget(instance.log)
         del self._instances[instance.launch]
         del self._by_row[instance.id.row]
         if instance.config.keep_workdir:
@@ -358,11 +366,8 @@ class ProcessRuntime:
                     self._on_breach(instance, breach)
 
     def rotate_logs(self) -> None:
-        """Look at the logs that may have grown too large. For every tick: those that do not grow are left alone."""
-        now = self._now_s()
-        for instance in self._instances.values():
-            if now >= instance.log.look_at:
-                instance.log.look(now)
+        """Keep logs within their quotas. For every tick: those that do not grow cost nothing."""
+        self._log_keeper.tick(self._now_s())
 
     def snapshot(self) -> list[InstanceView]:
         """The living ones, in the order of their requests."""

@@ -260,6 +260,10 @@ class Staff:
         self.hire_no_more()
         self._runtime.stop_all()
 
+    def let_go(self) -> None:
+        """All are gone, or nobody waits for them any longer."""
+        self._runtime.close()
+
     @property
     def all_gone(self) -> bool:
         return self._runtime.all_gone

@@ -143,6 +143,7 @@ class Supervisor:
         monitoring = MonitoringService(seat, settings.monitoring, settings.connections.enable_monitoring)
         rollup = Rollup(premises.segment)
         self._staff = Staff(settings, self._environ, self._warden, premises, crew, owners, monitoring, rollup)
+        stack.callback(self._staff.let_go)
         self._workers = Workers(
             settings, self._warden, premises, roster, crew, owners, self._staff, monitoring, self._reached
         )

@@ -127,6 +127,7 @@ class House:
             on_breach=lambda instance, breach: self.breaches.append((instance, breach)),
             on_end=lambda instance, reason, failed: self.ends.append(End(instance, reason, failed)),
         )
+        stack.callback(self.runtime.close)
 
     # What tests do
 

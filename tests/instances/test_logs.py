@@ -4,9 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-import pytest
-
-from spearpool.instances.logs import LOOK_S, InstanceLog, prune_logs
+from spearpool.instances.logs import InstanceLog, prune_logs
 
 
 def write(log: InstanceLog, data: bytes) -> None:
@@ -111,27 +109,17 @@ def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     assert (tmp_path / "thumb-0-1.log.1").read_bytes() == b"x" * 1000
 
 
-def test_the_faster_it_grows_the_sooner_it_is_looked_at(tmp_path: Path) -> None:
-    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=100_000)
-    shortest, longest = LOOK_S
+def test_it_is_rotated_when_it_has_grown_too_large(tmp_path: Path) -> None:
+    log = InstanceLog(tmp_path, "thumb-0-1", max_bytes=100)
     fd = log.open()
-    log.look(10.0)
-    assert log.look_at == 10.0 + longest, "it does not grow"
-    os.write(fd, b"x" * 40_000)
-    log.look(11.0)
-    assert log.look_at == 11.0 + longest, "full in a second and a half"
-    os.write(fd, b"x" * 40_000)
-    log.look(12.0)
-    assert log.look_at == pytest.approx(12.5), "at this rate"
-    os.write(fd, b"x" * 40_000)
-    log.look(12.5)
-    assert log.look_at == 12.5 + shortest, "it was rotated"
-    log.look(12.6)
-    assert log.look_at == 12.6 + longest, "and calm since"
+    assert not log.has_grown()
+    os.write(fd, b"x" * 60)
+    assert (log.has_grown(), log.has_grown()) == (True, False)
+    os.write(fd, b"x" * 60)
+    assert (log.has_grown(), log.has_grown()) == (True, False)
+    assert (log.path.stat().st_size, (tmp_path / "thumb-0-1.log.1").stat().st_size) == (0, 100)
     os.close(fd)
 
 
 def test_a_log_that_is_gone_is_no_trouble(tmp_path: Path) -> None:
-    log = InstanceLog(tmp_path, "nobody-0-1")
-    log.look(1.0)
-    assert log.look_at == 1.0 + LOOK_S[1]
+    assert not InstanceLog(tmp_path, "nobody-0-1").has_grown()

@@ -126,6 +126,7 @@ class Office:
             self.monitoring,
             Rollup(self.premises.segment),
         )
+        stack.callback(self.staff.let_go)
 
     def heard(self, slot: int) -> list[ToWorker]:
         """What the worker has been told since it was last looked at."""
