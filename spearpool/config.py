@@ -63,6 +63,7 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     max_worker_age_s: float = 0.0
     max_worker_connections: int = 0
     max_worker_memory_bytes: int = 0
+    cgroup: str = "auto"
 
     def __post_init__(self) -> None:
         expect(
@@ -81,6 +82,8 @@ class PoolConfig(Section, frozen=True, kw_only=True):
         for name in ("max_worker_age_s", "max_worker_connections", "max_worker_memory_bytes"):
             value = getattr(self, name)
             expect(f"pool.{name}", value, 0 <= value < math.inf, "0 (no limit), or a finite number above 0")
+        where = self.cgroup in {"auto", "off"} or self.cgroup.startswith("/")
+        expect("pool.cgroup", self.cgroup, where, "auto, off, or the absolute path of a control group")
 
     @property
     def slots(self) -> int:

@@ -94,17 +94,23 @@ def _run_child(become: Callable[[], NoReturn], status_fd: int, keep: Collection[
         os._exit(127)
 
 
-def confine(*, parent: int, working_dir: str, limits: ResourceLimits, log_fd: int, subreaper: bool) -> None:
+def confine(
+    *, parent: int, working_dir: str, limits: ResourceLimits, log_fd: int, subreaper: bool, cgroup: str = ""
+) -> None:
     """Make the calling child a process of its own: raises `ConfinementError`, then the child must exit.
 
     `parent` is the pid of the process whose death ends this one. A `subreaper` adopts its own orphans, so that its
-    whole tree can be found. The memory limit comes last: from then on little may be allocated.
+    whole tree can be found. `cgroup` is the directory of a control group to enter. The memory limit comes last: from
+    then on little may be allocated.
     """
     set_parent_death_signal(signal.SIGKILL, parent)
     os.setsid()
     if subreaper:
         become_subreaper()
     _redirect(log_fd)
+    if cgroup:
+        with _explained(f"control group {cgroup}"):
+            Path(cgroup, "cgroup.procs").write_text("0")
     with _explained(f"working directory {working_dir!r}"):
         os.chdir(working_dir)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

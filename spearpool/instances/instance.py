@@ -9,6 +9,7 @@ from spearpool.config import ResourceLimits, TaskConfig
 from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
+from .cgroups import InstanceGroup
 from .lifecycle import Lifecycle, Phase
 from .logs import InstanceLog
 from .places import Place
@@ -47,6 +48,7 @@ class Instance:
     directory: Path | None = None  # private, removed at the end
     identity: ProcessIdentity | None = None
     watch: Watching | None = None
+    group: InstanceGroup | None = None
     crashed: bool = False
 
     @property
@@ -56,6 +58,11 @@ class Instance:
     def view(self) -> InstanceView:
         pid = None if self.identity is None else self.identity.pid
         return InstanceView(self.id, self.name, self.task, pid, self.state, self.lifecycle.phase)
+
+    @property
+    def cgroup(self) -> str:
+        """The directory of its control group, if it has one."""
+        return "" if self.group is None else str(self.group.path)
 
     @property
     def state(self) -> str:

@@ -29,12 +29,16 @@ MAX_SPEC_BYTES = MAX_RECORD_BYTES - 4096
 
 
 class LaunchSpec(Record, frozen=True):
-    """Execute a program: own session and process group, child subreaper, parent-death signal, limits, then exec."""
+    """Execute a program: own session and process group, child subreaper, parent-death signal, limits, then exec.
+
+    `cgroup` is the directory of the control group that it enters, if any.
+    """
 
     argv: list[str]
     environ: dict[str, str]
     working_dir: str
     limits: ResourceLimits
+    cgroup: str = ""
 
 
 class ZygoteSpec(Record, frozen=True):
@@ -53,6 +57,7 @@ class ForkSpec(Record, frozen=True):
     environ: dict[str, str]
     working_dir: str
     limits: ResourceLimits
+    cgroup: str = ""
 
 
 class Launched(Record, frozen=True):

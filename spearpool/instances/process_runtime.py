@@ -32,6 +32,7 @@ from spearpool.processes import ProcessIdentity
 from spearpool.protocol.identifiers import InstanceId
 
 from .artifact import ArtifactError, check_artifact, resolve_target
+from .cgroups import PoolGroup
 from .disk_gauge import DiskGauge
 from .instance import Instance, InstanceView
 from .launch import Exited, ForkSpec, Launched, Launcher, LaunchFailed, LaunchSpec, ZygoteReady
@@ -75,6 +76,7 @@ class ProcessRuntime:
         on_end: Callable[[Instance, str, bool], None],
         on_breach: Callable[[Instance, str], None],
         on_warm: Callable[[str, str], None],
+        groups: PoolGroup | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._launcher = launcher
@@ -87,6 +89,7 @@ class ProcessRuntime:
         self._on_ready = on_ready
         self._on_end = on_end
         self._on_breach = on_breach
+        self._groups = groups
         self._gauge = DiskGauge()
         self._log_keeper = LogKeeper()
         self._clock_ns = clock_ns
@@ -117,11 +120,14 @@ class ProcessRuntime:
             check_artifact(config, argv)
         with self._step(instance, "working directory"):
             working_dir = self._enter(instance)
+        with self._step(instance, "control group"):
+            if self._groups is not None:
+                instance.group = self._groups.make(instance.name, limits)
         with self._step(instance, "environment"):
             secret = self._token_for(instance.id, instance.name)
             environ = self._surroundings.environment(instance.name, secret, task, config)
         with self._step(instance, "launch"):
-            self._launch(instance, LaunchSpec(argv, environ, working_dir, limits))
+            self._launch(instance, LaunchSpec(argv, environ, working_dir, limits, instance.cgroup))
         return instance
 
     def _reserve(self, task: str, config: TaskConfig, limits: ResourceLimits) -> Instance:
@@ -163,7 +169,7 @@ class ProcessRuntime:
 
     def _fork(self, zygote: Zygote, instance: Instance, spec: LaunchSpec) -> None:
         argv = spec.argv if zygote.key == RUNNER else []
-        self._start(instance, ForkSpec(zygote.launch, argv, spec.environ, spec.working_dir, spec.limits))
+        self._start(instance, ForkSpec(zygote.launch, argv, spec.environ, spec.working_dir, spec.limits, spec.cgroup))
 
     def _start(self, instance: Instance, spec: LaunchSpec | ForkSpec) -> None:
         instance.lifecycle.launching()
@@ -229,7 +235,7 @@ class ProcessRuntime:
         self._table.set_process(instance.id.row, record.pid, record.start_ticks)
         instance.progress.reached(InstanceStage.SPAWNED, record.forked_ns)
         directory = instance.directory or Path(instance.config.working_dir or ".")
-        instance.watch = Watching(instance.identity, instance.limits, directory, self._gauge)
+        instance.watch = Watching(instance.identity, instance.limits, directory, self._gauge, instance.group)
         self._publish(instance, instance.watch.sample(self._now_s()))
 
     # --- what the workers report --------------------------------------------------------------------------------------
@@ -285,6 +291,8 @@ class ProcessRuntime:
 
     def tick(self) -> None:
         """Have deadlines obeyed that have passed."""
+        if self._groups is not None:
+            self._groups.tick()
         now = self._now_s()
         for instance in list(self._instances.values()):
             if instance.launch in self._instances:  # not gone along with another one just now
@@ -309,6 +317,8 @@ class ProcessRuntime:
                 self._launcher.signal_group(instance.launch, signal.SIGTERM)
             case Order.KILL:
                 self._launcher.kill_tree(instance.launch)
+                if instance.group is not None:
+                    instance.group.kill()
             case _:
                 assert_never(order)
 
@@ -346,6 +356,8 @@ class ProcessRuntime:
             self._places.leave(instance.task, instance.place.left(self._clock_ns()))
         self._table.close_row(instance.id.row)
         self._log_keeper.forget(instance.log)
+        if self._groups is not None and instance.group is not None:
+            self._groups.leave(instance.group)
         del self._instances[instance.launch]
         del self._by_row[instance.id.row]
         if instance.config.keep_workdir:

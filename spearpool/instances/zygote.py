@@ -176,7 +176,14 @@ def _become_instance(spec: ForkSpec, log_fd: int, status_fd: int, between: int, 
     try:
         while os.getppid() == between:
             time.sleep(_ADOPTION_POLL_S)
-        confine(parent=warden, working_dir=spec.working_dir, limits=spec.limits, log_fd=log_fd, subreaper=True)
+        confine(
+            parent=warden,
+            working_dir=spec.working_dir,
+            limits=spec.limits,
+            log_fd=log_fd,
+            subreaper=True,
+            cgroup=spec.cgroup,
+        )
         _check_memory(spec.limits.memory_bytes)
     except ConfinementError as error:
         report_failure(status_fd, str(error))

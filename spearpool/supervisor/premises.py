@@ -16,10 +16,11 @@ from pathlib import Path
 from spearpool import __version__
 from spearpool.config import Settings
 from spearpool.errors import SegmentError
+from spearpool.instances.cgroups import PoolGroup, open_pool_group
 from spearpool.metrics.instances_table import InstancesTable
 from spearpool.metrics.layout import Layout
 from spearpool.metrics.segment import Segment, plan_ring_records
-from spearpool.processes import ProcessIdentity
+from spearpool.processes import ProcessIdentity, descendants
 from spearpool.runtime_dir import Endpoints, PoolDescription, RuntimeDir, StateDir
 
 from .keys import Keys
@@ -32,12 +33,14 @@ __all__ = ["Premises", "open_premises"]
 @dataclass(frozen=True)
 class Premises:
     """Everything here belongs to the supervisor; workers are given descriptors of their listener, the segment, and the
-    Unix socket `agents`: those of tasks with that transport dial it, and all workers accept there side by side."""
+    Unix socket `agents`: those of tasks with that transport dial it, and all workers accept there side by side. `group`
+    is the control group that instances get theirs in, where we may make some."""
 
     runtime_dir: RuntimeDir
     state: StateDir
     listeners: Listeners
     agents: socket.socket
+    group: PoolGroup | None
     segment: Segment
     table: InstancesTable
     keys: Keys
@@ -96,13 +99,18 @@ def open_premises(
             listeners = adopt_listener(given, pool.workers, backlog, pool.port)
         stack.callback(listeners.close)
         agents = stack.enter_context(listen_locally(runtime_dir.agents_path, backlog))
+        group = open_pool_group(pool.cgroup, pool.name, [identity.pid, *descendants(identity.pid)])
+        if group is not None:
+            stack.callback(group.close)
         tasks = list(settings.tasks)
         records = plan_ring_records(directory, pool.slots, tasks, settings.monitoring.metrics_buffer_size)
         layout = Layout.plan(pool.slots, tasks, records)
         epoch, segment = _new_segment(directory, pool.name, layout, identity)
         stack.callback(segment.close)
         stack.callback(segment.unlink)
-        yield Premises(runtime_dir, state, listeners, agents, segment, InstancesTable(segment), keys, identity, epoch)
+        yield Premises(
+            runtime_dir, state, listeners, agents, group, segment, InstancesTable(segment), keys, identity, epoch
+        )
 
 
 def _new_segment(directory: Path, name: str, layout: Layout, owner: ProcessIdentity) -> tuple[int, Segment]:

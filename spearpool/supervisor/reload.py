@@ -26,6 +26,7 @@ _STAYS: dict[str, str] = {
     "pool.port": _BY_RESTART,
     "pool.workers": _BY_SCALE,
     "pool.max_workers": _BY_RESTART,
+    "pool.cgroup": _BY_RESTART,
     "connections.enable_monitoring": _BY_RESTART,
     "connections.max_message_size": _BY_RESTART,  # workers of two sizes would break the links between them
     "monitoring": _BY_RESTART,

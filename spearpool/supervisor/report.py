@@ -62,6 +62,7 @@ class Report:
             "host": listeners.host,
             "port": listeners.port,
             "steering": listeners.steering.status,
+            "cgroup": None if self._premises.group is None else str(self._premises.group.path),
             "workers": self.workers(),
             "tasks": self._tasks(instances),
             "instances": instances,

@@ -83,6 +83,7 @@ class Staff:
             on_end=self._ended,
             on_breach=self._breached,
             on_warm=self._warm,
+            groups=premises.group,
         )
         self._worker_limits = WorkerLimits(premises.table, TrafficCount(premises.segment), time.monotonic)
         now = time.monotonic()

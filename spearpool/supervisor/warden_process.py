@@ -367,7 +367,14 @@ def _peek_at_dead_child() -> int | None:
 
 
 def _become_program(spec: LaunchSpec, warden: int, log_fd: int) -> NoReturn:
-    confine(parent=warden, working_dir=spec.working_dir, limits=spec.limits, log_fd=log_fd, subreaper=True)
+    confine(
+        parent=warden,
+        working_dir=spec.working_dir,
+        limits=spec.limits,
+        log_fd=log_fd,
+        subreaper=True,
+        cgroup=spec.cgroup,
+    )
     execute(spec.argv, spec.environ)
 
 

@@ -18,7 +18,7 @@ from spearpool.client import Client
 from spearpool.processes import descendants
 from tests.conftest import RuntimeEnv, deadline
 
-__all__ = ["HANDLERS", "LivePool", "agent_program", "live_pool", "private_env", "spearpool"]
+__all__ = ["HANDLERS", "LivePool", "agent_program", "live_pool", "private_env", "spearpool", "writable_cgroup_root"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "python:tests.programs.handlers"
@@ -28,6 +28,15 @@ Document = dict[str, Any]
 def agent_program(name: str) -> str:
     """The target of a program in `tests/programs` that speaks the protocol itself."""
     return f"agent:{sys.executable} {ROOT / 'tests' / 'programs' / name}"
+
+
+def writable_cgroup_root() -> Path | None:
+    """Where control groups of version 2 can be made on this machine, if anywhere."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "cgroup2" and os.access(fields[4], os.W_OK):
+            return Path(fields[4])
+    return None
 
 
 def private_env(root: Path) -> RuntimeEnv:

@@ -13,7 +13,7 @@ import pytest
 from spearpool.errors import OutcomeUnknown
 from spearpool.processes import ProcessIdentity, children_of
 from tests.conftest import TIME_SCALE, RuntimeEnv, eventually
-from tests.integration.live_pool import LivePool, live_pool
+from tests.integration.live_pool import LivePool, live_pool, writable_cgroup_root
 from tests.programs.kin import RELATIVES
 
 pytestmark = pytest.mark.process
@@ -52,11 +52,12 @@ def mark() -> str:
     return uuid.uuid4().hex[:8]
 
 
-def _config(directory: Path, mark: str) -> str:
+def _config(directory: Path, mark: str, cgroup: str = "auto") -> str:
     path = directory / "pool.toml"
     path.write_text(f'''
 [pool]
 name = "kin-{mark}"
+cgroup = "{cgroup}"
 [tasks.kin]
 target = "python:tests.programs.kin:leave"
 environment = {{ {MARK} = "{mark}" }}
@@ -102,9 +103,19 @@ def test_nobody_outlives_a_pool(runtime_env: RuntimeEnv, tmp_path: Path, mark: s
         assert not Path(pool.ready["segment"]).exists(), "the next pool of the name has swept"
 
 
-def test_when_supervisor_and_warden_are_killed_at_once(runtime_env: RuntimeEnv, tmp_path: Path, mark: str) -> None:
-    """The limit of all this: nobody is left who would know of a relative. All processes of the pool's own end."""
-    with live_pool(runtime_env, "--config", _config(tmp_path, mark)) as pool, pool.client() as client:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_when_supervisor_and_warden_are_killed_at_once(
+    runtime_env: RuntimeEnv, tmp_path: Path, mark: str, grouped: bool
+) -> None:
+    """The limit of all this: nobody is left who would know of a relative, unless control groups tell the next pool.
+
+    All processes of the pool's own end.
+    """
+    root = writable_cgroup_root()
+    if grouped and root is None:
+        pytest.skip("no control group of version 2 is writable here")
+    config = _config(tmp_path, mark, f"{root}/spearpool-{mark}" if grouped else "off")
+    with live_pool(runtime_env, "--config", config) as pool, pool.client() as client:
         client.execute("kin", "daemon", timeout=PATIENCE_S)
         (warden,) = children_of(pool.process.pid)
         os.kill(pool.process.pid, signal.SIGSTOP)  # so that neither sees the other die
@@ -115,9 +126,15 @@ def test_when_supervisor_and_warden_are_killed_at_once(runtime_env: RuntimeEnv, 
         pool.process.wait(PATIENCE_S)
         try:
             assert eventually(lambda: not any(process.alive() for process in own), PATIENCE_S)
+            left = _marked(mark)
+            assert left, "the daemon goes on"
         finally:
-            for pid in _marked(mark):
-                os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: _nobody_has(mark), PATIENCE_S)
-    with live_pool(runtime_env, "--config", _config(tmp_path, mark)):
+            if not grouped:
+                for pid in _marked(mark):
+                    os.kill(pid, signal.SIGKILL)
+    with live_pool(runtime_env, "--config", config):
         assert not Path(pool.ready["segment"]).exists(), "the next pool of the name has swept"
+        assert not set(left) & set(_marked(mark)), "and everybody in its groups is gone"
+    assert eventually(lambda: _nobody_has(mark), PATIENCE_S)
+    if grouped:
+        Path(f"{root}/spearpool-{mark}").rmdir()  # made by a pool that could not remove it; nothing is in it
