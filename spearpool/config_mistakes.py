@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from enum import Enum
+from typing import Any, get_args, get_type_hints
 
 from .errors import ConfigError
 from .packing import Section
@@ -34,6 +35,8 @@ def explain(error: Exception, plain: Any, kind: type[Section], prefix: str = "")
         return ConfigError(".".join(filter(None, [prefix, *keys, unknown[1]])), value, expected)
     if missing:
         return ConfigError(".".join(filter(None, [prefix, *keys, missing[1]])), None, "this key to be set")
+    if text.startswith("Invalid enum value"):
+        return ConfigError(".".join(filter(None, [prefix, *keys])), value, _values_at(kind, keys))
     expected = text.removeprefix("Expected ").replace("`", "").replace("object", "table")
     return ConfigError(".".join(filter(None, [prefix, *keys])) or "configuration", value, expected)
 
@@ -45,6 +48,14 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """
     close = get_close_matches(word.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
     return "".join(f"; did you mean {prefix}{each}?" for each in close)
+
+
+def _values_at(kind: Any, keys: Iterable[str]) -> str:
+    """What may stand at this place, where one of a few words has to."""
+    for key in keys:
+        kind = get_type_hints(kind)[key]
+    words = next(each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Enum))
+    return f"one of: {', '.join(str(each.value) for each in words)}"
 
 
 def _keys_at(kind: Any, keys: Iterable[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -11,9 +12,15 @@ from spearpool.errors import ConfigError
 from spearpool.packing import Section, UnpackError, from_plain
 
 
+class Shade(Enum):
+    PAPER = "paper"
+    GLASS = "glass"
+
+
 class Lamp(Section, frozen=True, kw_only=True):
     colour: str
     watts: tuple[int, ...] = ()
+    shade: Shade | None = None
 
 
 class Room(Section, frozen=True):
@@ -28,6 +35,7 @@ MISTAKES: list[tuple[object, str]] = [
     ({"lamp": {}}, "lamp.colour = None: expected this key to be set"),
     ({"lamp": 3}, "lamp = 3: expected table, got int"),
     ({"lamp": {"colour": "red", "watts": [1, "x"]}}, "lamp.watts.1 = 'x': expected int, got str"),
+    ({"lamp": {"colour": "red", "shade": "wood"}}, "lamp.shade = 'wood': expected one of: paper, glass"),
     ({"size": "large"}, "size = 'large': expected int, got str"),
     (7, "configuration = 7: expected table, got int"),
 ]

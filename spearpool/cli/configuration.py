@@ -43,9 +43,8 @@ def check(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(to_plain(settings))
     else:
-        click.echo(
-            f"{file}: good: pool {settings.pool.name}, {settings.pool.workers} workers, {len(settings.tasks)} tasks"
-        )
+        tasks = f"{len(settings.tasks)} task{'s' * (len(settings.tasks) != 1)}"
+        click.echo(f"{file}: good: pool {settings.pool.name}, {settings.pool.workers} workers, {tasks}")
 
 
 @click.command()

@@ -161,8 +161,9 @@ class Client:
             self._dialling.release()
 
     def _dial(self, deadline: float) -> Connection:
+        address = self._address or self._find()
         request = AuthRequest(self._label, self._read_token(), __version__, "client", ASK)
-        line, early = dial(Side.CLIENT, self._address or self._find(), request, max(0.1, deadline - time.monotonic()))
+        line, early = dial(Side.CLIENT, address, request, max(0.1, deadline - time.monotonic()))
         connection = Connection(line, early)
         connection.start()
         return connection

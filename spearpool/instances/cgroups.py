@@ -53,6 +53,8 @@ def open_pool_group(wanted: str, pool: str, ours: Collection[int], proc: Path = 
         if wanted != "auto":
             parent.mkdir(exist_ok=True)
             if not (parent / "cgroup.procs").exists():
+                if made:
+                    parent.rmdir()
                 raise PoolStartError(f"pool.cgroup {parent} is no control group of version 2: is the path right?")
         _delegate(parent)
         group = PoolGroup(parent / f"pool-{pool}", parent if made else None)
@@ -151,6 +153,7 @@ class InstanceGroup:
 
     path: Path
     enforced: dict[str, float] = field(default_factory=dict)
+    _cpu: tuple[int, float] = (0, 0.0)  # µs used until then, and when that was
 
     def take(self, limits: ResourceLimits) -> None:
         """Put the limits in force for which there are controllers."""
@@ -205,8 +208,6 @@ class InstanceGroup:
 
     def _read_processes(self) -> tuple[float, float, int]:
         return self._number("pids.max"), self._number("pids.current"), self._event("pids.events", "max")
-
-    _cpu: tuple[int, float] = (0, 0.0)
 
     def _number(self, file: str) -> int:
         return int((self.path / file).read_text())

@@ -208,6 +208,7 @@ def test_a_group_that_is_not_ours_to_arrange_is_left_alone(tmp_path: Path, case:
 def test_a_directory_that_is_no_group_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PoolStartError, match="is no control group of version 2"):
         open_pool_group(str(tmp_path / "elsewhere"), "p", [])
+    assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(PoolStartError, match="cannot be used: No such file"):
         open_pool_group(str(tmp_path / "no/such/parent"), "p", [])
 
