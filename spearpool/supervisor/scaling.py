@@ -16,6 +16,9 @@ without makes room.
 at once), or that is of an earlier version of its task, is replaced: one at a time per task, and its successor is ready
 before it goes, unless the budget has no room for both.
 
+**Paused.** An instance that somebody has paused does not count among those that serve: another one is started for the
+work that waits, as far as the maximum allows. It is neither retired nor replaced, but for a reload or a removed task.
+
 **Failing.** A failure is an instance that ended before it was ready, or soon after it and before it had answered an
 execution: who ends one that works does not keep the next one from starting. Failures in a row delay the next start of
 that task (capped back-off with full jitter). When they open the task's breaker, nothing is started for a
@@ -29,21 +32,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from spearpool.backoff import Breaker
 
 from .budget import Budget
 from .demand import Demand
+from .members import Member, Task
 from .scaling_moves import (
     Action,
     Availability,
     Event,
     InstanceEnded,
     InstanceReady,
-    Load,
     Observed,
+    Pause,
     Recycle,
     Replan,
     Retire,
@@ -61,105 +64,6 @@ JITTER = 0.1
 """By how much earlier than its limit an instance may be replaced."""
 
 
-@dataclass(slots=True, eq=False)
-class _Member:
-    """One instance. `share` is the part of its plan's limits at which it is due; `cause` says why it is to go."""
-
-    number: int
-    task: _Task
-    plan: TaskPlan
-    ready_at: float = math.inf
-    used_at: float = -math.inf
-    share: float = 1.0
-    executions: int = 0
-    memory_bytes: int = 0
-    busy: bool = False
-    cause: str = ""
-    retiring: bool = False
-
-    @property
-    def ready(self) -> bool:
-        return self.ready_at < math.inf
-
-    @property
-    def stays(self) -> bool:
-        return not self.cause and not self.retiring
-
-    def due(self, now: float) -> str:
-        """Why it must be replaced, `""` when it need not."""
-        plan = self.task.plan
-        if self.plan.version != plan.version:
-            return "its task was reloaded"
-        if plan.max_executions and self.executions >= plan.max_executions * self.share:
-            return f"it was given {self.executions} executions (max_executions = {plan.max_executions})"
-        if plan.max_age_s and now - self.ready_at >= plan.max_age_s * self.share:
-            return f"it has lived for {now - self.ready_at:.0f} s (max_age_s = {plan.max_age_s:g})"
-        if plan.max_memory_bytes and self.memory_bytes >= plan.max_memory_bytes * self.share:
-            return f"it holds {self.memory_bytes} bytes (max_memory_bytes = {plan.max_memory_bytes})"
-        return ""
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    name: str
-    plan: TaskPlan
-    breaker: Breaker
-    demand: Demand
-    start_at: float
-    load: Load = Load(0, 0)
-    members: dict[int, _Member] = field(default_factory=dict)
-    failures: int = 0
-    failed_at: float = -math.inf
-    serving_since: float = math.inf
-    tripped: bool = False
-    available: bool = True
-    reason: str = ""
-    waits_for: str = ""
-    wanted: int = 0
-    given_up: bool = False
-
-    @property
-    def starting(self) -> int:
-        return sum(not member.ready for member in self.members.values())
-
-    @property
-    def ready(self) -> int:
-        return sum(member.ready and not member.retiring for member in self.members.values())
-
-    @property
-    def staying(self) -> int:
-        """Those that are there, or on their way, and are not to go."""
-        return sum(member.stays for member in self.members.values())
-
-    @property
-    def outgoing(self) -> list[_Member]:
-        """Those that go as soon as they can be spared."""
-        members = self.members.values()
-        return [member for member in members if member.cause and member.ready and not member.retiring]
-
-    @property
-    def lacks_one(self) -> bool:
-        """Whether one more may be started as soon as `start_at` has come; a successor goes beyond the maximum."""
-        living = sum(not member.retiring for member in self.members.values())
-        leaving = living > self.staying
-        room = living < self.plan.maximum + leaving
-        return self.staying < self.wanted and room and not (self.tripped and self.starting)
-
-    def plan_for(self, now: float) -> None:
-        """How many instances it should have now."""
-        plan = self.plan
-        needed = self.demand.needed(now) + plan.warm_spare
-        self.wanted = 0 if self.given_up else max(plan.minimum, min(plan.maximum, needed))
-
-    def idle(self) -> list[_Member]:
-        """Instances that stay and do nothing, the one that was idle longest first."""
-        idle = [member for member in self.members.values() if member.ready and member.stays and not member.busy]
-        return sorted(idle, key=lambda member: max(member.used_at, member.ready_at))
-
-    def working(self) -> list[_Member]:
-        return [member for member in self.members.values() if member.ready and member.stays and member.busy]
-
-
 class Scaling:
     """`plans` maps each task to its plan. The first event starts what they want."""
 
@@ -169,15 +73,15 @@ class Scaling:
         self._host_free_bytes = math.inf
         self._stopped = False
         self._numbers = itertools.count(1)
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._tasks = {name: self._new_task(name, plan, now) for name, plan in plans.items()}
         for task in self._tasks.values():
             task.plan_for(now)
 
-    def _new_task(self, name: str, plan: TaskPlan, now: float) -> _Task:
+    def _new_task(self, name: str, plan: TaskPlan, now: float) -> Task:
         policy = self._policy
         breaker = Breaker(policy.breaker_limit, policy.breaker_window_s, policy.breaker_open_s)
-        return _Task(name, plan, breaker, Demand(plan.idle_timeout_s), start_at=now)
+        return Task(name, plan, breaker, Demand(plan.idle_timeout_s), start_at=now)
 
     def handle(self, event: Event, now: float, random: float) -> list[Action]:
         """What to do now. `random` is uniform in [0, 1)."""
@@ -194,9 +98,11 @@ class Scaling:
                 wanted = self._members.get(event.number)
                 if wanted is not None and wanted.stays:
                     wanted.cause = event.cause
+            case Pause() if event.number in self._members:
+                self._members[event.number].paused = event.paused
             case Stop():
                 self._stopped = True
-            case Tick():
+            case Pause() | Tick():
                 pass
             case _:
                 assert_never(event)
@@ -244,12 +150,12 @@ class Scaling:
 
     # What is heard
 
-    def _ready(self, member: _Member, now: float, random: float) -> None:
+    def _ready(self, member: Member, now: float, random: float) -> None:
         member.ready_at = now
         member.share = 1.0 - JITTER * random
         member.task.serving_since = min(member.task.serving_since, now)
 
-    def _ended(self, member: _Member, event: InstanceEnded, now: float, random: float) -> None:
+    def _ended(self, member: Member, event: InstanceEnded, now: float, random: float) -> None:
         task = member.task
         del task.members[member.number]
         self._budget.give_back(member.plan.need)
@@ -268,7 +174,7 @@ class Scaling:
 
     def _observe(self, seen: Observed, now: float) -> None:
         self._host_free_bytes = seen.host_free_bytes
-        worked: dict[_Task, int] = {}
+        worked: dict[Task, int] = {}
         for member in self._members.values():
             member.busy = member.number in seen.in_use
         for number, executions in seen.in_use.items():
@@ -283,7 +189,7 @@ class Scaling:
             task = self._tasks.get(name)
             if task is not None:
                 task.load = load
-                task.demand.observe(now, load.queued, load.in_flight, task.plan.concurrency, task.staying)
+                task.demand.observe(now, load.queued, load.in_flight, task.plan.concurrency, task.serving)
                 task.demand.worked(now, worked.get(task, 0))
 
     def _replan(self, plans: Mapping[str, TaskPlan | None], now: float) -> None:
@@ -301,13 +207,13 @@ class Scaling:
                 task.plan, task.given_up = plan, False
                 task.demand.idle_timeout_s = plan.idle_timeout_s
 
-    def _give_up(self, task: _Task) -> None:
+    def _give_up(self, task: Task) -> None:
         if task.members:
             task.given_up = True
         else:
             del self._tasks[task.name]
 
-    def _recovers_at(self, task: _Task) -> float:
+    def _recovers_at(self, task: Task) -> float:
         return max(task.failed_at, task.serving_since) + self._policy.settled_s if task.failures else math.inf
 
     # What is said
@@ -325,7 +231,7 @@ class Scaling:
     def _retirements(self, now: float) -> list[Action]:
         actions: list[Action] = []
         for task in self._tasks.values():
-            fresh = sum(member.ready and member.stays for member in task.members.values())
+            fresh = sum(member.ready and member.serves for member in task.members.values())
             if fresh >= task.wanted:
                 actions += [self._retire(member, member.cause) for member in task.outgoing]
             self._mark_one(task, now)
@@ -333,24 +239,24 @@ class Scaling:
             candidates = task.idle()
             if task.given_up:
                 cause = "its task was removed"
-                candidates += task.working()
-            elif task.staying > task.plan.maximum:
+                candidates += [*task.working(), *task.paused()]
+            elif task.serving > task.plan.maximum:
                 cause = f"there are to be at most {task.plan.maximum}"
                 candidates += task.working()
-            excess = max(0, task.staying - task.wanted)
+            excess = len(candidates) if task.given_up else max(0, task.serving - task.wanted)
             actions += [self._retire(member, cause) for member in candidates[:excess]]
         return actions
 
-    def _mark_one(self, task: _Task, now: float) -> None:
+    def _mark_one(self, task: Task, now: float) -> None:
         """The next one to be replaced, unless somebody is just now."""
         if task.given_up or any(member.cause and not member.retiring for member in task.members.values()):
             return
-        for member in [*task.idle(), *task.working()]:
+        for member in [*task.idle(), *task.working(), *task.paused()]:
             member.cause = member.due(now)
             if member.cause:
                 return
 
-    def _retire(self, member: _Member, cause: str) -> Retire:
+    def _retire(self, member: Member, cause: str) -> Retire:
         member.retiring = True
         return Retire(member.number, cause)
 
@@ -371,13 +277,13 @@ class Scaling:
                 actions.append(self._start(task))
         return actions
 
-    def _start(self, task: _Task) -> StartInstance:
-        member = _Member(next(self._numbers), task, task.plan)
+    def _start(self, task: Task) -> StartInstance:
+        member = Member(next(self._numbers), task, task.plan)
         self._members[member.number] = task.members[member.number] = member
         self._budget.take(task.plan.need)
         return StartInstance(task.name, member.number)
 
-    def _make_room(self, task: _Task) -> list[Action]:
+    def _make_room(self, task: Task) -> list[Action]:
         """Something is too scarce for one more instance: one that is to be replaced goes first, or, where nobody is
         there for the work that waits, an idle one of another task that has more than its minimum."""
         if any(member.retiring for member in self._members.values()):
@@ -389,7 +295,7 @@ class Scaling:
         spare = [
             member
             for other in self._tasks.values()
-            if other is not task and other.staying > other.plan.minimum and not other.load.queued
+            if other is not task and other.serving > other.plan.minimum and not other.load.queued
             for member in other.idle()[:1]
         ]
         coldest = min(spare, key=lambda member: max(member.used_at, member.ready_at), default=None)

@@ -18,6 +18,7 @@ __all__ = [
     "InstanceReady",
     "Load",
     "Observed",
+    "Pause",
     "Recycle",
     "Replan",
     "Retire",
@@ -103,6 +104,14 @@ class Recycle:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Somebody has paused an instance, or has it go on."""
+
+    number: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Start no more instances."""
 
@@ -112,7 +121,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = InstanceReady | InstanceEnded | Observed | Replan | Recycle | Stop | Tick
+Event = InstanceReady | InstanceEnded | Observed | Replan | Recycle | Pause | Stop | Tick
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,10 @@ class Signalling:
         self._table.set_pause(row.instance.row, pause)
         self._owners.remember_pause(row.instance, pause)
         instance = self._staff.find(row.instance)
-        if instance is not None and (pause is Pause.PROCESS) is not instance.lifecycle.frozen:
-            self._staff.freeze(instance, frozen=pause is Pause.PROCESS)
+        if instance is not None:
+            self._staff.pause(instance, paused=pause is not Pause.NONE)
+            if (pause is Pause.PROCESS) is not instance.lifecycle.frozen:
+                self._staff.freeze(instance, frozen=pause is Pause.PROCESS)
         self._crew.broadcast(AgentPaused(row.instance.row, row.instance.generation, pause))
 
     @staticmethod

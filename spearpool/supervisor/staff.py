@@ -376,6 +376,10 @@ class Staff:
             case _:
                 assert_never(action)
 
+    def pause(self, instance: Instance, *, paused: bool) -> None:
+        """It is given no more work, or is again."""
+        self._decide(moves.Pause(self._numbers[instance.launch], paused))
+
     def recycle(self, instance: Instance, cause: str) -> None:
         """Have an instance replaced; it goes on until its successor is ready."""
         self._decide(moves.Recycle(self._numbers[instance.launch], cause))

@@ -35,7 +35,7 @@ target = "agent:/bin/false"
 
 # What others build on, and what stands there besides.
 STATUS = {"name", "version", "pid", "state", "uptime_s", "host", "port", "workers", "tasks", "instances", "totals"}
-MORE_STATUS = {"steering", "warnings"}
+MORE_STATUS = {"steering", "cgroup", "warnings"}
 WORKER = {"slot", "pid", "state", "incarnation", "restarts", "connections", "authenticated", "accept_queue"}
 MORE_WORKER = {"last_end"}
 TASK = {"name", "target", "instances", "queued", "in_flight"}

@@ -118,3 +118,18 @@ def test_a_task_that_never_fits_is_a_mistake(runtime_env: RuntimeEnv, tmp_path: 
     config.write_text(CONFIG.replace("memory_bytes = 1073741824", "memory_bytes = 1000"))
     with pytest.raises(AssertionError, match="within the budget"), live_pool(runtime_env, "--config", str(config)):
         pass
+
+
+def test_work_that_waits_behind_a_paused_instance_gets_another_one(pool: LivePool) -> None:
+    with pool.client() as client:
+        assert client.execute("rare", input=b"a", timeout=PATIENCE_S) == b"a"
+        (first,) = [row["instance_id"] for row in pool.status()["instances"] if row["task"] == "rare"]
+        assert pool.cli("signal", first, "pause").returncode == 0
+        assert client.execute("rare", input=b"b", timeout=PATIENCE_S) == b"b"
+
+        def left() -> list[tuple[str, str]]:
+            return [(row["instance_id"], row["state"]) for row in pool.status()["instances"] if row["task"] == "rare"]
+
+        assert eventually(lambda: left() == [(first, "paused")], PATIENCE_S), "the other one goes when it is idle"
+        assert pool.cli("signal", first, "resume").returncode == 0
+        assert eventually(lambda: _living(pool, "rare") == 0, PATIENCE_S)

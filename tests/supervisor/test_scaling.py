@@ -24,6 +24,7 @@ from spearpool.supervisor.scaling_moves import (
     InstanceReady,
     Load,
     Observed,
+    Pause,
     Recycle,
     Replan,
     Retire,
@@ -456,6 +457,53 @@ def test_another_version_is_another_chance() -> None:
     assert answer == [Availability("t", True, ""), START]
 
 
+# Paused
+
+
+def test_who_is_paused_does_not_count_and_is_left_alone() -> None:
+    play = Play({"t": TaskPlan(1, 2, idle_timeout_s=10.0)})
+    play.tell(Tick())
+    play.all_ready()
+    assert play.tell(Pause(1, True)) == [START], "the minimum is of those that serve"
+    assert play.ready() == []
+    assert play.pass_time(500.0) == [], "it is not idle for too long"
+    assert play.tell(Pause(1, False)) == ["retire 1"], "one too many now, which was idle longest"
+
+
+def test_work_that_waits_behind_a_pause_gets_another_instance_within_the_maximum() -> None:
+    play = Play({"t": TaskPlan(0, 2, idle_timeout_s=10.0)})
+    play.see(queued=1)
+    play.all_ready()
+    play.now += 5.0
+    assert play.see() == []
+    assert play.tell(Pause(1, True)) == [START], "as long as its work is remembered"
+    play.all_ready()
+    assert play.see(queued=5) == [], "the maximum is of all"
+    play.now += 11.0
+    assert play.see() == ["retire 2"], "the one that serves, and not the paused one, which was idle longest"
+    play.end(2)
+    assert play.see(queued=1) == [START], "at once: nobody is there who would serve it"
+    play.all_ready()
+    assert play.tell(Pause(1, False)) == ["retire 1"]
+    play.now += 11.0
+    assert play.see() == ["retire 3"]
+
+
+def test_a_pause_keeps_nobody_from_a_reload_or_the_end_of_a_task() -> None:
+    play = Play({"t": TaskPlan(1, 1)})
+    play.tell(Tick())
+    play.all_ready()
+    play.tell(Pause(1, True))
+    assert play.tell(Replan({"t": TaskPlan(1, 1, version=1)})) == [START]
+    assert play.ready() == ["retire 1"]
+    play.end(1)
+    play.tell(Pause(2, True))
+    assert play.tell(Replan({"t": None})) == ["retire 2"]
+    play.end(2)
+    assert play.scaling.snapshot() == ()
+    assert play.tell(Pause(2, True)) == [], "it is gone"
+
+
 # Within the budget
 
 
@@ -516,7 +564,7 @@ def test_where_there_is_no_room_for_both_the_old_one_goes_first() -> None:
 
 # Whatever happens
 
-STEPS = ["ready", "fail", "end", "time", "look", "recycle", "replan"]
+STEPS = ["ready", "fail", "end", "time", "look", "recycle", "replan", "pause"]
 
 
 @given(
@@ -537,6 +585,7 @@ def test_whatever_happens(wanted: dict[str, tuple[int, int]], places: float, ste
     ready: set[int] = set()
     retiring: set[int] = set()
     available = dict.fromkeys(wanted, True)
+    most = {name: plan.maximum for name, plan in plans.items()}  # who is starting when a maximum is lowered may finish
 
     def tell(event: Event) -> None:
         for action in scaling.handle(event, now, 0.9):
@@ -557,7 +606,7 @@ def test_whatever_happens(wanted: dict[str, tuple[int, int]], places: float, ste
             count = Counter(task_of[number] for number in ready)[staff.task]
             assert staff.ready == count
             assert staff.starting == Counter(task_of[number] for number in starting)[staff.task]
-            assert staff.ready + staff.starting <= staff.maximum + 1
+            assert staff.ready + staff.starting <= most[staff.task] + 1
             assert staff.minimum <= staff.wanted <= staff.maximum
             assert staff.available == available[staff.task]
             assert staff.available or not staff.ready
@@ -583,6 +632,7 @@ def test_whatever_happens(wanted: dict[str, tuple[int, int]], places: float, ste
         elif what == "replan":
             name = sorted(wanted)[number % len(wanted)]
             plans[name] = TaskPlan(number % 3, 3, idle_timeout_s=5.0, version=number % 2)
+            most[name] = max(most[name], plans[name].maximum)
             tell(Replan({name: plans[name]}))
         elif chosen is None:
             continue
@@ -592,9 +642,13 @@ def test_whatever_happens(wanted: dict[str, tuple[int, int]], places: float, ste
             tell(InstanceReady(chosen))
         elif what == "recycle":
             tell(Recycle(chosen, "asked for"))
+        elif what == "pause":
+            tell(Pause(chosen, number % 3 > 0))
         else:
             crowd = next(crowd for crowd in (starting, ready, retiring) if chosen in crowd)
             end(crowd, chosen, failed=what == "fail")
+    for number in sorted(ready | retiring):
+        tell(Pause(number, False))
     for _ in range(300):
         for number in sorted(retiring):
             end(retiring, number, failed=False)
