@@ -352,7 +352,8 @@ class Staff:
         number = self._numbers.pop(instance.launch)
         del self._instances[number]
         holds = instance.config.concurrency + instance.config.prefetch
-        answered = self._observer.given(number) > holds  # then its start was none that failed, however young it is
+        if failed and self._observer.given(number) > holds:
+            failed = False  # it has answered: its start was none that failed, however young it is
         self._observer.follow(self._instances)
         self._owners.forget(instance.id)
         self._worker_limits.forget(instance)
@@ -360,7 +361,7 @@ class Staff:
             self._failed(instance.task, reason, instance.name)
         elif not instance.lifecycle.stop_wanted:
             self._log.warning("an instance ended", instance=instance.name, reason=reason)
-        self._decide(moves.InstanceEnded(number, failed and not answered, reason))
+        self._decide(moves.InstanceEnded(number, failed, reason))
 
     def _breached(self, instance: Instance, breach: str) -> None:
         """A watched limit was exceeded: do what the task wants done then."""
