@@ -317,8 +317,6 @@ class ProcessRuntime:
                 self._launcher.signal_group(instance.launch, signal.SIGTERM)
             case Order.KILL:
                 self._launcher.kill_tree(instance.launch)
-                if instance.group is not None:
-                    instance.group.kill()
             case _:
                 assert_never(order)
 

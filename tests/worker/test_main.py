@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,8 +97,10 @@ def accept_tests(_instance_id: str, token: str) -> Grant | None:
 class Caller:
     """A blocking agent or client."""
 
-    def __init__(self, port: int, side: Side) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", port), 5.0 * TIME_SCALE)
+    def __init__(self, address: tuple[str, int] | str, side: Side) -> None:
+        self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        self.sock.settimeout(5.0 * TIME_SCALE)
+        self.sock.connect(address)
         self.session = Session(side, INFINITE, 0.0)
         self.events: list[SessionEvent] = []
 
@@ -175,7 +177,8 @@ class Supervisor:
         self._stack = stack
         self._listeners: dict[int, socket.socket] = {}
         self._agents = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-        self._agents.bind(f"\0spearpool test {pid} {id(self)}")  # a name that is no path
+        self.local_name = f"\0spearpool test {pid} {id(self)}"  # it is no path
+        self._agents.bind(self.local_name)
         self._agents.listen()
         self._incarnations = 0
 
@@ -225,7 +228,14 @@ class Supervisor:
                 end.close()
 
     def dial(self, side: Side, slot: int = 0) -> Caller:
-        caller = Caller(self._listeners[slot].getsockname()[1], side)
+        return self._call(self._listeners[slot].getsockname(), side)
+
+    def dial_locally(self, side: Side) -> Caller:
+        """At the Unix socket that all workers share."""
+        return self._call(self.local_name, side)
+
+    def _call(self, address: tuple[str, int] | str, side: Side) -> Caller:
+        caller = Caller(address, side)
         self._stack.enter_context(caller.sock)
         return caller
 
@@ -344,6 +354,38 @@ def test_drains_and_its_heir_serves_who_waited_at_the_door(supervisor: Superviso
         assert caller.until_closed() == "drain"
         caller.sock.close()
     assert member.exit_code() == 0
+
+
+@pytest.mark.parametrize("told", [Drain(30.0), Empty(30.0)])
+def test_who_comes_by_the_unix_socket_to_a_worker_that_leaves_waits_for_another_one(
+    supervisor: Supervisor, told: ToWorker
+) -> None:
+    member = supervisor.ready()
+    _, name, token = supervisor.instance()
+    assert supervisor.dial_locally(Side.AGENT).authenticate(name, token)
+    member.tell(told)
+    eventually(lambda: member.seat.state is SeatState.LEAVING)
+    late = supervisor.dial_locally(Side.CLIENT)
+    late.send(AuthRequest("late", make_token(KEY, Role.CLIENT, "late", "submit"), "test", "test", {}))
+    assert not select.select([late.sock], [], [], 0.2)[0], "nobody accepts it"
+    supervisor.ready(parity=1)
+    assert isinstance(late._next_event(), AuthenticationAnswered)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_hung_up_on(supervisor: Supervisor) -> None:
+    supervisor.ready()
+    assert supervisor.dial_locally(Side.CLIENT).authenticate("us", make_token(KEY, Role.CLIENT, "us", "submit"))
+    child = os.fork()
+    if child == 0:  # no other program: another user may not be able to read this interpreter
+        with suppress(BaseException):
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(20.0)
+                sock.connect(supervisor.local_name)
+                os._exit(0 if sock.recv(1) == b"" else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_accepts_for_a_neighbour_as_long_as_it_is_asked_to(supervisor: Supervisor) -> None:
