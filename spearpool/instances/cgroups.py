@@ -6,8 +6,8 @@ it starts is born there, and cannot leave. So limits that are otherwise watched 
 that nobody can find any more because all that knew of them were killed.
 
 A group with processes cannot have controllers for its children: so we need a group that nobody is in. That is the one
-named by `pool.cgroup`; or our own (systemd's `Delegate=yes`), if all who are in it are ours, and then move into a group
-below. An interactive session's group has others in it, and is left alone.
+named by `pool.cgroup`; or our own, if it was delegated to us (systemd's `Delegate=`) and all who are in it are ours: we
+then move into a group below. An interactive session's group has others in it, and is left alone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _own_group(ours: Collection[int], proc: Path) -> Path | None:
     if mount is None or not name:  # the root group is the machine's
         return None
     group = mount / name
-    if not os.access(group, os.W_OK) or not os.access(group / "cgroup.subtree_control", os.W_OK):
+    if not os.access(group / "cgroup.subtree_control", os.W_OK) or not _is_delegated(group):
         return None
     if not set(map(int, (group / "cgroup.procs").read_text().split())) <= set(ours):
         return None
@@ -91,6 +91,14 @@ def _own_group(ours: Collection[int], proc: Path) -> Path | None:
     except OSError:
         return None
     return group
+
+
+def _is_delegated(group: Path) -> bool:
+    """Whether somebody left it to us: what root may write to can still be the service manager's own."""
+    for name in ("user.delegate", "trusted.delegate"):  # set by systemd
+        with suppress(OSError):
+            return os.getxattr(group, name) == b"1"
+    return group.stat().st_uid != 0
 
 
 def _delegate(group: Path) -> None:
