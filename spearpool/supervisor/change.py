@@ -39,6 +39,10 @@ class _Row:
     awaited: int = 0
 
 
+def _rows(slots: Iterable[SlotView]) -> list[_Row]:
+    return [_Row(view.slot, view.pid, view.incarnation) for view in slots]
+
+
 class Change:
     """One reload or scaling. `number` tells it from others; `workers` is how many there will be; `tasks` says how many
     instances of each task are still to be replaced, None when that is done."""
@@ -53,8 +57,12 @@ class Change:
 
     @classmethod
     def reload(cls, number: int, slots: Iterable[SlotView]) -> Change:
-        rows = [_Row(view.slot, view.pid, view.incarnation) for view in slots]
+        rows = _rows(slots)
         return cls(number, "reload", len(rows), rows)
+
+    def begin(self, slots: Iterable[SlotView]) -> None:
+        """The workers that are there now are to be replaced; some may have died since the change was announced."""
+        self._rows = {row.slot: row for row in _rows(slots)}
 
     def with_tasks(self, tasks: Iterable[str]) -> Change:
         """Instances of these are to be replaced as well."""
@@ -65,7 +73,7 @@ class Change:
     def scale(cls, number: int, slots: Iterable[SlotView], workers: int) -> Change:
         """Only slots that come or go have a row."""
         views = list(slots)
-        rows = [_Row(view.slot, view.pid, view.incarnation) for view in views[workers:]]
+        rows = _rows(views[workers:])
         rows += [_Row(slot, None, None, Stage.STARTING) for slot in range(len(views), workers)]
         return cls(number, "scale", workers, rows)
 

@@ -113,6 +113,7 @@ class Workers:
         """Replace every worker, one by one, by one with these settings."""
         self._settings_before = self._settings
         self._adopt(settings)
+        self._change.begin(self._roster.snapshot().slots)
         self._decide(moves.ReloadRequested())
 
     def scale(self, workers: int) -> Change:

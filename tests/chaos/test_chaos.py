@@ -41,7 +41,8 @@ def outcome(env: RuntimeEnv, *words: str, timeout_s: float) -> Document:
     assert out, err
     result: Document = json.loads(out)
     broken = [promise for promise in result["promises"] if not promise["kept"]]
-    assert not broken, (broken, result["examples"], result["operations"])
+    refused = [f"{each['words']}: {each['said']}" for each in result["operations"] if each["code"]]
+    assert not broken, "\n".join([*map(str, broken), *refused, *result["examples"]])
     assert process.returncode == 0
     assert list(env.runtime_dir.iterdir()) == []
     return result

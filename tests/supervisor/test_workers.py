@@ -402,6 +402,21 @@ def _reload(bench: Bench, settings: Settings) -> Change:
     return change
 
 
+def test_a_worker_that_dies_while_code_is_imported_does_not_hold_the_reload(bench: Bench) -> None:
+    """It is announced first, and the workers that it is about are those that there are when the code has come."""
+    _running(bench)
+    wanted = bench.office.settings
+    change = bench.workers.announce_reload(wanted)
+    bench.die(1)
+    bench.ready(3)
+    bench.workers.reload(wanted)
+    for old, heir in ((3, 4), (2, 5)):
+        bench.ready(heir)
+        bench.workers.hear(bench.member(old), Emptied(0, 0, 0))
+        bench.die(old, code=0)
+    assert (change.over, change.error) == (True, "")
+
+
 def test_the_settings_before_hold_again_when_the_first_heir_fails(bench: Bench) -> None:
     _running(bench)
     before = bench.workers.settings
