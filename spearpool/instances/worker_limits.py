@@ -18,6 +18,9 @@ from .instance import Instance
 
 __all__ = ["Traffic", "WorkerLimits"]
 
+LEAST_S = 0.2
+"""What is measured is the traffic of at least so long."""
+
 _TIMEOUT = LIMITS.index("execution_timeout_s")
 _NETWORK = LIMITS.index("network_bytes_per_s")
 
@@ -35,6 +38,7 @@ class _Account:
 
     seen_s: float
     traffic: Traffic
+    rate: int = 0
     waits: int = 0
     overruns: int = 0
 
@@ -80,9 +84,11 @@ class WorkerLimits:
         return account
 
     def _measure(self, instance: InstanceId, account: _Account) -> int:
-        """Bytes a second since the last time, both ways together."""
+        """Bytes a second since the last time, both ways together; of a moment's traffic nothing is concluded."""
         now, before, after = self._clock(), account.traffic, self._traffic(instance)
         account.waits += max(0, after.throttled - before.throttled)
-        rate = max(0, after.size_bytes - before.size_bytes) / (now - account.seen_s) if now > account.seen_s else 0.0
-        account.seen_s, account.traffic = now, after
-        return int(rate)
+        if now - account.seen_s >= LEAST_S:
+            account.rate = int(max(0, after.size_bytes - before.size_bytes) / (now - account.seen_s))
+            account.seen_s, before = now, after
+        account.traffic = Traffic(before.size_bytes, after.throttled)
+        return account.rate

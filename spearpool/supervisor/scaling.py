@@ -99,7 +99,7 @@ class Scaling:
                 if wanted is not None and wanted.stays:
                     wanted.cause = event.cause
             case Pause() if event.number in self._members:
-                self._members[event.number].paused = event.paused
+                self._set_aside(self._members[event.number], event, now)
             case Stop():
                 self._stopped = True
             case Pause() | Tick():
@@ -171,6 +171,12 @@ class Scaling:
         task.failures += 1
         task.failed_at = now
         task.reason = event.reason
+
+    def _set_aside(self, member: Member, event: Pause, now: float) -> None:
+        """One that goes on counts as just used: if somebody was started for it, that one has become too many."""
+        if member.paused and not event.paused:
+            member.used_at = now
+        member.paused = event.paused
 
     def _observe(self, seen: Observed, now: float) -> None:
         self._host_free_bytes = seen.host_free_bytes

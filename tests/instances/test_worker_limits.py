@@ -66,3 +66,5 @@ def test_traffic_is_told_as_a_rate_and_waits_as_breaches(house: House) -> None:
     assert seen(1, Traffic(1500, 3)) == (500, 7)
     bench.limits.forget(bench.instance)
     assert seen(0, Traffic(1500, 3)) == (0, 3)
+    assert seen(0.001, Traffic(4500, 3)) == (0, 3), "of a moment's traffic nothing is concluded"
+    assert seen(1.499, Traffic(6000, 4)) == (4000, 4)

@@ -467,7 +467,7 @@ def test_who_is_paused_does_not_count_and_is_left_alone() -> None:
     assert play.tell(Pause(1, True)) == [START], "the minimum is of those that serve"
     assert play.ready() == []
     assert play.pass_time(500.0) == [], "it is not idle for too long"
-    assert play.tell(Pause(1, False)) == ["retire 1"], "one too many now, which was idle longest"
+    assert play.tell(Pause(1, False)) == ["retire 2"], "one too many now, which was started for it"
 
 
 def test_work_that_waits_behind_a_pause_gets_another_instance_within_the_maximum() -> None:
@@ -484,9 +484,11 @@ def test_work_that_waits_behind_a_pause_gets_another_instance_within_the_maximum
     play.end(2)
     assert play.see(queued=1) == [START], "at once: nobody is there who would serve it"
     play.all_ready()
-    assert play.tell(Pause(1, False)) == ["retire 1"]
+    play.now += 1.0
+    assert play.tell(Pause(1, False)) == ["retire 3"]
+    play.end(3)
     play.now += 11.0
-    assert play.see() == ["retire 3"]
+    assert play.see() == ["retire 1"]
 
 
 def test_a_pause_keeps_nobody_from_a_reload_or_the_end_of_a_task() -> None:
