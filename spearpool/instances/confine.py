@@ -30,10 +30,13 @@ from typing import NoReturn
 from spearpool.config import ResourceLimits
 from spearpool.processes import become_subreaper, set_parent_death_signal
 
+from .launch import ForkSpec, LaunchSpec
+
 __all__ = [
     "ConfinementError",
     "close_inherited",
     "confine",
+    "confine_instance",
     "execute",
     "fork_child",
     "report_failure",
@@ -119,6 +122,18 @@ def confine(
         if value is not None:
             with _explained(f"limits.{name} = {value!r}"):
                 apply(value)
+
+
+def confine_instance(spec: LaunchSpec | ForkSpec, *, parent: int, log_fd: int) -> None:
+    """`confine`, as the launch of an instance says."""
+    confine(
+        parent=parent,
+        working_dir=spec.working_dir,
+        limits=spec.limits,
+        log_fd=log_fd,
+        subreaper=True,
+        cgroup=spec.cgroup,
+    )
 
 
 def execute(argv: list[str], environ: dict[str, str]) -> NoReturn:

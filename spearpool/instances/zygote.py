@@ -32,7 +32,7 @@ from pathlib import Path
 
 from spearpool.channel import ChannelClosed
 
-from .confine import ConfinementError, confine, report_failure
+from .confine import ConfinementError, confine_instance, report_failure
 from .launch import ForkSpec
 from .zygote_messages import Fork, Forked, FromZygote, Imported, ImportFailed, ZygoteEnd, zygote_end
 
@@ -176,14 +176,7 @@ def _become_instance(spec: ForkSpec, log_fd: int, status_fd: int, between: int, 
     try:
         while os.getppid() == between:
             time.sleep(_ADOPTION_POLL_S)
-        confine(
-            parent=warden,
-            working_dir=spec.working_dir,
-            limits=spec.limits,
-            log_fd=log_fd,
-            subreaper=True,
-            cgroup=spec.cgroup,
-        )
+        confine_instance(spec, parent=warden, log_fd=log_fd)
         _check_memory(spec.limits.memory_bytes)
     except ConfinementError as error:
         report_failure(status_fd, str(error))

@@ -39,7 +39,7 @@ from .vocabulary import (
     RING_RECORDS,
 )
 
-__all__ = ["DEFAULT_RING_RECORDS", "MIN_RING_RECORDS", "Segment", "orphans", "plan_ring_records", "sweep"]
+__all__ = ["DEFAULT_RING_RECORDS", "MIN_RING_RECORDS", "Segment", "orphans", "plan_ring_records"]
 
 DEFAULT_RING_RECORDS = 16_384
 MIN_RING_RECORDS = 1_024
@@ -209,14 +209,6 @@ def orphans(directory: Path, pool: str) -> list[Path]:
     """
     pattern = re.compile(re.escape(_file_name(pool, 0)[:-16]) + "[0-9a-f]{16}")
     return [path for path in sorted(directory.iterdir()) if pattern.fullmatch(path.name) and _is_orphan(path)]
-
-
-def sweep(directory: Path, pool: str) -> list[Path]:
-    """Remove the `orphans`, and tell which they were."""
-    removed = orphans(directory, pool)
-    for path in removed:
-        path.unlink(missing_ok=True)
-    return removed
 
 
 def _is_orphan(path: Path) -> bool:

@@ -29,7 +29,7 @@ from typing import NoReturn
 from spearpool.channel import ChannelClosed
 from spearpool.config import ResourceLimits
 from spearpool.instances import zygote_messages
-from spearpool.instances.confine import confine, execute, fork_child, status_pipe
+from spearpool.instances.confine import confine, confine_instance, execute, fork_child, status_pipe
 from spearpool.instances.launch import Exited, ForkSpec, Launched, LaunchFailed, LaunchSpec, ZygoteReady, ZygoteSpec
 from spearpool.instances.lifecycle import describe_exit
 from spearpool.instances.zygote import command as zygote_command
@@ -367,14 +367,7 @@ def _peek_at_dead_child() -> int | None:
 
 
 def _become_program(spec: LaunchSpec, warden: int, log_fd: int) -> NoReturn:
-    confine(
-        parent=warden,
-        working_dir=spec.working_dir,
-        limits=spec.limits,
-        log_fd=log_fd,
-        subreaper=True,
-        cgroup=spec.cgroup,
-    )
+    confine_instance(spec, parent=warden, log_fd=log_fd)
     execute(spec.argv, spec.environ)
 
 

@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 
 from spearpool.config import MonitoringConfig
-from spearpool.metrics.segment import sweep
 from spearpool.processes import become_subreaper, descendants, kill_descendants
 from spearpool.runtime_dir import find_pool
+from spearpool.supervisor.leftovers import sweep_leftovers
 from tests.conftest import RuntimeEnv
 from tests.integration.live_pool import LivePool, live_pool, private_env, spearpool
 
@@ -93,7 +93,9 @@ def run(options: Options, tell: Progress) -> Findings:
         found.left_behind = left_behind(pool)
     finally:
         kill_descendants(os.getpid())
-        sweep(Path(SHARED_MEMORY), NAME)  # the segment of a pool that an exception or a signal to us has ended
+        sweep_leftovers(
+            Path(SHARED_MEMORY), NAME
+        )  # the segment of a pool that an exception or a signal to us has ended
         shutil.rmtree(root)
     return found
 

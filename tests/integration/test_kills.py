@@ -102,20 +102,25 @@ def _all_back(pool: LivePool, dead: int) -> bool:
     return workers and all(i["state"] in {"ready", "busy"} and i["worker"] is not None for i in status["instances"])
 
 
+def _everybody_dies(pool: LivePool, victim: str) -> set[int]:
+    """SIGKILL the supervisor or the warden: within 2 s nobody of the pool is left. Who there was."""
+    everybody = [ProcessIdentity.of(pid) for pid in pool.processes()]
+    (warden,) = children_of(pool.process.pid)
+    os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
+    killed_at = time.monotonic()
+    pool.process.wait(10)
+    eventually(lambda: not any(process.alive() for process in everybody), 5)
+    assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+    return {process.pid for process in everybody}
+
+
 @pytest.mark.parametrize("victim", ["supervisor", "warden"])
 def test_nobody_outlives_supervisor_or_warden(runtime_env: RuntimeEnv, victim: str) -> None:
     tasks = {"daemon": f"{HANDLERS}:daemonise", "sum": "exec:sha256sum"}
     with live_pool(runtime_env, "--workers", "3", tasks=tasks) as pool:
         with pool.client() as client:
             grandchild = int(client.execute("daemon"))
-        everybody = [ProcessIdentity.of(pid) for pid in pool.processes()]
-        assert grandchild in {process.pid for process in everybody}
-        (warden,) = children_of(pool.process.pid)
-        os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
-        killed_at = time.monotonic()
-        pool.process.wait(10)
-        eventually(partial(_all_dead, everybody), 5)
-        assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+        assert grandchild in _everybody_dies(pool, victim)
         if victim == "warden":
             assert pool.process.returncode == 1
             assert "warden" in pool.log.read_text()
@@ -128,10 +133,6 @@ def test_nobody_outlives_supervisor_or_warden(runtime_env: RuntimeEnv, victim: s
 
 def _has_run(load: Load) -> bool:
     return load.outcomes["right"] > 100
-
-
-def _all_dead(processes: list[ProcessIdentity]) -> bool:
-    return not any(process.alive() for process in processes)
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
@@ -157,13 +158,7 @@ def test_supervisor_and_warden_killed_under_load(runtime_env: RuntimeEnv, victim
             with Load(pool, bearable=gone) as load:
                 eventually(partial(_has_run, load), 20)
                 time.sleep(chance.uniform(0.0, 0.2))
-                everybody = [ProcessIdentity.of(pid) for pid in pool.processes()]
-                (warden,) = children_of(pool.process.pid)
-                os.kill(pool.process.pid if victim == "supervisor" else warden, signal.SIGKILL)
-                killed_at = time.monotonic()
-                pool.process.wait(10)
-                eventually(partial(_all_dead, everybody), 5)
-                assert time.monotonic() - killed_at < 2.0 * TIME_SCALE
+                _everybody_dies(pool, victim)
             assert load.wrong == []
             if victim == "supervisor":
                 with contextlib.closing(Segment.open(Path(segment))) as left:

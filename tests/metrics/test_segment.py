@@ -26,7 +26,7 @@ from spearpool.metrics.layout import (
     Layout,
 )
 from spearpool.metrics.seat import Seat
-from spearpool.metrics.segment import DEFAULT_RING_RECORDS, MIN_RING_RECORDS, Segment, plan_ring_records, sweep
+from spearpool.metrics.segment import DEFAULT_RING_RECORDS, MIN_RING_RECORDS, Segment, orphans, plan_ring_records
 from spearpool.metrics.vocabulary import (
     COUNTER,
     HISTOGRAM,
@@ -356,30 +356,27 @@ def abandoned(directory: Path, pool: str, epoch: int, owner: ProcessIdentity) ->
         return path_of(segment)
 
 
-def test_sweep_removes_what_a_dead_owner_left_and_nothing_else(tmp_path: Path) -> None:
+def test_what_a_dead_owner_left_is_an_orphan_and_nothing_else_is(tmp_path: Path) -> None:
     me = ProcessIdentity.of(os.getpid())
     gone = ProcessIdentity(me.pid, me.start_ticks + 1)  # the pid was used again
     dead = [abandoned(tmp_path, "a", epoch, gone) for epoch in (1, 2)]
-    stays = [abandoned(tmp_path, "a", 3, me), abandoned(tmp_path, "a-b", 4, gone), abandoned(tmp_path, "b", 5, gone)]
-    assert sweep(tmp_path, "a") == sorted(dead)
-    assert sorted(tmp_path.iterdir()) == sorted(stays)
-    assert sweep(tmp_path, "a") == []
+    for pool, epoch, owner in (("a", 3, me), ("a-b", 4, gone), ("b", 5, gone)):
+        abandoned(tmp_path, pool, epoch, owner)
+    assert orphans(tmp_path, "a") == sorted(dead)
 
 
-def test_sweep_gives_an_unfinished_file_a_minute(tmp_path: Path) -> None:
+def test_an_unfinished_file_has_a_minute(tmp_path: Path) -> None:
     path = abandoned(tmp_path, "a", 1, ProcessIdentity.of(os.getpid()))
     path.write_bytes(b"")
-    assert sweep(tmp_path, "a") == []
+    assert orphans(tmp_path, "a") == []
     long_ago = time.time() - 61
     os.utime(path, (long_ago, long_ago))
-    assert sweep(tmp_path, "a") == [path]
+    assert orphans(tmp_path, "a") == [path]
 
 
-def test_sweep_leaves_alone_what_is_no_file_of_ours(tmp_path: Path) -> None:
+def test_what_is_no_file_of_ours_is_no_orphan(tmp_path: Path) -> None:
     path = abandoned(tmp_path, "a", 1, ProcessIdentity(1, 1))
     link, folder = path.with_name(path.name[:-1] + "2"), path.with_name(path.name[:-1] + "3")
     link.symlink_to(path)
     folder.mkdir()
-    assert sweep(tmp_path, "a") == [path]
-    assert link.is_symlink()
-    assert folder.is_dir()
+    assert orphans(tmp_path, "a") == [path]
